@@ -1,0 +1,117 @@
+"""What is remembered: keys and values of committed frames, in slots that never move.
+
+A cache has ``sinks + window`` slots, one frame each. The first ``sinks`` slots keep the first frames of the
+sequence for ever; the rest is a ring. For block 1, sinks 1, window 3, after frames 0..5 were committed::
+
+        slot      0 | 1 2 3
+        frame     0 | 4 5 3        cursor -> slot 3, the oldest, is written next
+                sink   ring
+
+Slots never move in time, so keys are stored rotated and nothing is ever shifted. The order of slots does not
+matter to attention: each slot's frame index and the layout's predicate say what is visible. The cursor is shared
+by the batch; frame indices are per sample, so that samples start, reset and stop alone.
+
+The latents of the slots are kept beside them by the same ``write`` (a latent ring, for re-encoding the past under
+a new condition).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """How a finished block enters the cache."""
+
+    commit_level: float = 0.0  # noise level in [0, 1] that a block is given, and labelled with, when committed
+    dtype: str = "compute"  # storage of keys and values: 'compute' (the model's), 'float32' or 'bfloat16'
+
+    def __post_init__(self):
+        if not 0.0 <= self.commit_level <= 1.0:
+            raise ValueError(f"cache.commit_level is {self.commit_level}; a level lies in [0, 1]")
+        if self.dtype not in ("compute", "float32", "bfloat16"):
+            raise ValueError(f"cache.dtype is {self.dtype!r}; it is one of compute, float32, bfloat16")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Which frame each slot holds.
+
+    frame: int32 [B, W]; -1 marks an empty slot.
+    cursor: int32 [], the ring slot that is written next, counted from the first ring slot.
+    sinks, block: static sizes in frames.
+    """
+
+    frame: Array
+    cursor: Array
+    sinks: int = dataclasses.field(metadata={"static": True})
+    block: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def window(self) -> int:
+        """Ring slots."""
+        return self.frame.shape[1] - self.sinks
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KV:
+    """Keys (rotated) and values of one layer, each [B, W, N, H, K]: W slots of N tokens, H heads of width K.
+
+    In a stream the leading axis is batch x guidance branches, branches innermost.
+    """
+
+    k: Array
+    v: Array
+
+
+def empty(batch: int, *, window: int, sinks: int, block: int, cursor=0) -> Slots:
+    """Slots without a frame. ``cursor`` may be a traced value, a multiple of ``block``."""
+    return Slots(
+        frame=jnp.full((batch, sinks + window), -1, jnp.int32),
+        cursor=jnp.asarray(cursor, jnp.int32),
+        sinks=sinks,
+        block=block,
+    )
+
+
+def write(buffer: Array, new: Array, slots: Slots, frame: Array) -> Array:
+    """Writes a block at the cursor, and at its sink slots while the sequence is that young.
+
+    Args:
+        buffer: [B', W, ...] where B' is B or a multiple of it (branches innermost).
+        new: [B', block, ...].
+        slots: the slots *before* this commit.
+        frame: int32 [B, block], the frames being committed; negative ones for samples that commit nothing.
+
+    Returns:
+        The buffer after the commit.
+    """
+    new = new.astype(buffer.dtype)
+    start = (0, slots.sinks + slots.cursor) + (0,) * (buffer.ndim - 2)
+    buffer = jax.lax.dynamic_update_slice(buffer, new, start)
+    first = jnp.repeat(frame[:, 0], buffer.shape[0] // frame.shape[0])
+    first = first.reshape(-1, *(1,) * (buffer.ndim - 1))
+    for sink in range(0, slots.sinks, slots.block):
+        kept = buffer[:, sink : sink + slots.block]
+        buffer = buffer.at[:, sink : sink + slots.block].set(jnp.where(first == sink, new, kept))
+    return buffer
+
+
+def commit(slots: Slots, frame: Array) -> Slots:
+    """The slots after a block was written; ``frame`` as in ``write``."""
+    written = write(slots.frame, frame, slots, frame)
+    # A sink frame passes through the ring as well; there it is marked empty, so that nobody sees it twice.
+    ring = written[:, slots.sinks :]
+    ring = jnp.where(ring < slots.sinks, -1, ring)
+    return dataclasses.replace(
+        slots,
+        frame=jnp.concatenate([written[:, : slots.sinks], ring], axis=1),
+        cursor=(slots.cursor + slots.block) % slots.window,
+    )

@@ -1,0 +1,1 @@
+"""Sources of clips and the pipelines that turn them into batches: numpy in, numpy out."""

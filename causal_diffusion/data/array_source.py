@@ -1,0 +1,63 @@
+"""Clips that are already in memory (or in a memory map)."""
+
+import numpy as np
+
+from causal_diffusion.errors import UserError
+
+
+class ArraySource:
+    """Arrays as a source: see sources.py for what an element holds.
+
+    Args:
+        video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point in [-1, 1].
+        label: integers [N], or None.
+        action: [N, T, A], or None; row f of a clip is what leads from frame f-1 to f.
+
+    Raises:
+        UserError: a wrong shape or dtype at once, a value out of range when its clip is read.
+    """
+
+    def __init__(self, video: np.ndarray, label: np.ndarray | None = None, action: np.ndarray | None = None):
+        label = None if label is None else np.asarray(label)
+        action = None if action is None else np.asarray(action)
+        if video.ndim != 5:
+            raise UserError("video must have the axes [clip, frame, height, width, channel], "
+                            f"got shape {video.shape}")
+        if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating):
+            raise UserError(f"video must be uint8 or floating point in [-1, 1], got {video.dtype}")
+        if label is not None and (label.shape != video.shape[:1] or label.dtype.kind not in "iu"):
+            raise UserError(f"label must be integers of shape {video.shape[:1]}, one per clip, "
+                            f"got {label.dtype} of shape {label.shape}")
+        if action is not None and (action.ndim != 3 or action.shape[:2] != video.shape[:2]):
+            raise UserError(f"action must have shape ({video.shape[0]}, {video.shape[1]}, numbers), "
+                            f"one row per frame, got {action.shape}")
+        self._video_NTHWC, self._label_N, self._action_NTA = video, label, action
+
+    def __len__(self) -> int:
+        return len(self._video_NTHWC)
+
+    def __repr__(self) -> str:
+        arrays = {"video": self._video_NTHWC, "label": self._label_N, "action": self._action_NTA}
+        parts = [f"{name}={x.dtype}{list(x.shape)}" for name, x in arrays.items() if x is not None]
+        return f"ArraySource({', '.join(parts)})"
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        i = range(len(self))[i]
+        element = {"video": to_unit_range(self._video_NTHWC[i])}
+        if not np.abs(element["video"]).max() <= 1.001:  # also catches nan; the slack is for rounding
+            raise UserError(f"clip {i} of video leaves [-1, 1]: scale floats to [-1, 1], "
+                            "or pass uint8 in 0 .. 255")
+        if self._label_N is not None:
+            element["label"] = np.asarray(self._label_N[i], np.int32)
+        if self._action_NTA is not None:
+            element["action"] = np.array(self._action_NTA[i], np.float32)
+        return element
+
+
+def to_unit_range(video: np.ndarray) -> np.ndarray:
+    """A new float32 array in [-1, 1] from uint8 in 0 .. 255; floating point keeps its values."""
+    scaled = np.array(video, np.float32)
+    if video.dtype == np.uint8:
+        scaled /= 127.5
+        scaled -= 1.0
+    return scaled

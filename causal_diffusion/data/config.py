@@ -1,0 +1,59 @@
+"""What a user may set about data: one flat record, checked the moment it is made."""
+
+import dataclasses
+
+from causal_diffusion.errors import UserError
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of an experiment.
+
+    Raises:
+        UserError: a value no source can use; the message names the key.
+    """
+
+    source: str = "moving_digits"  # a key of sources.SOURCES
+    path: str = ""                 # video_folder: the folder, searched recursively
+    frames: int = 12               # length of a clip
+    height: int = 16               # pixels
+    width: int = 16                # pixels
+    channels: int = 1              # 1 grey, 3 RGB
+    fps: float = 0.0               # video_folder: frames per second after resampling; 0 keeps each file's own
+    stride: int = 1                # video_folder: frames between the starts of neighbouring clips
+    classes: int = 0               # video_folder: labels 0 .. classes-1 in clips.jsonl; 0 = no labels
+    action_dim: int = 0            # video_folder: numbers per action of clips.jsonl; 0 = no actions
+    digits: int = 1                # moving_digits: digits in a clip
+    speed: float = 1.25            # moving_digits: top speed, pixels per frame
+    holdout: float = 0.1           # share of the digits or files (of a single file's time) kept for tests
+    seed: int = 0                  # moving_digits: which endless stream of clips
+    threads: int = 2               # threads that load batches (and decode videos at the start); 0 = none
+    prefetch: int = 4              # batches loaded ahead; 0 = none
+
+    def __post_init__(self):
+        at_least = {"frames": 1, "height": 1, "width": 1, "fps": 0, "stride": 1, "classes": 0,
+                    "action_dim": 0, "digits": 1, "seed": 0, "threads": 0, "prefetch": 0}
+        for key, least in at_least.items():
+            if not getattr(self, key) >= least:  # so that nan fails too
+                raise UserError(f"data.{key} must be at least {least}, got {getattr(self, key)}")
+        if self.channels not in (1, 3):
+            raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if not self.speed > 0:
+            raise UserError(f"data.speed must be above 0 pixels per frame, got {self.speed}")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"data.holdout is a share: it must be at least 0 and below 1, got {self.holdout}")
+
+
+def check_split(config: DataConfig, split: str) -> None:
+    """Refuses an unknown split (ValueError) and a held-out split of nothing (UserError)."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if split == "test" and config.holdout == 0:
+        raise UserError("data.holdout is 0, so nothing is held out: set it above 0, 0.1 for a tenth")
+
+
+def held_out_count(items: int, holdout: float) -> int:
+    """How many of `items` belong to the held-out split: never none and never all, unless holdout is 0."""
+    return min(items - 1, max(1, round(holdout * items))) if holdout > 0 else 0

@@ -1,0 +1,68 @@
+"""Where clips come from: the table of sources, and what an element of each looks like.
+
+A source is a random-access object: `len(source)`, `source[i]`, and a `repr` that says what is in it and is
+the same in every run. An element is a dict of numpy arrays:
+
+    video   float32 [T, H, W, C] in [-1, 1]
+    label   int32 []             class, where the source has classes
+    action  float32 [T, A]       row f is what leads from frame f-1 to frame f, where the source has actions
+
+Captions are not arrays: a source that has them offers `source.captions`, one string per element.
+
+To add a source, write a class `Name(config, split)` with these methods and `condition_sizes(config)`, and
+enter it in `SOURCES`. Arrays already in memory need no entry: see array_source.py.
+"""
+
+import difflib
+
+import jax
+import numpy as np
+
+from causal_diffusion.data.config import DataConfig, check_split
+from causal_diffusion.data.moving_digits import MovingDigits
+from causal_diffusion.data.video_folder import VideoFolder
+from causal_diffusion.errors import UserError
+
+SOURCES = {
+    "moving_digits": MovingDigits,
+    "video_folder": VideoFolder,
+}
+
+
+def make_source(config: DataConfig, split: str):
+    """Opens the configured source.
+
+    Args:
+        config: the data of the experiment.
+        split: 'train' or 'test'; the two share no digit and no video file (of a single file, no frame).
+
+    Raises:
+        UserError: an unknown source, or data that is missing or unusable.
+    """
+    check_split(config, split)
+    return _source_class(config)(config, split)
+
+
+def condition_sizes(config: DataConfig) -> tuple[int, int]:
+    """(number of classes, numbers per action) of the source, 0 where it has none. Reads no data."""
+    return _source_class(config).condition_sizes(config)
+
+
+def element_spec(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every array in an element of the configured source. Reads no data."""
+    classes, action_dim = condition_sizes(config)
+    shape = (config.frames, config.height, config.width, config.channels)
+    spec = {"video": jax.ShapeDtypeStruct(shape, np.float32)}
+    if classes:
+        spec["label"] = jax.ShapeDtypeStruct((), np.int32)
+    if action_dim:
+        spec["action"] = jax.ShapeDtypeStruct((config.frames, action_dim), np.float32)
+    return spec
+
+
+def _source_class(config: DataConfig):
+    if config.source not in SOURCES:
+        nearest = difflib.get_close_matches(config.source, SOURCES, n=1, cutoff=0.0)[0]
+        raise UserError(f"data.source {config.source!r} is unknown: did you mean {nearest!r}? "
+                        f"There are {', '.join(SOURCES)}")
+    return SOURCES[config.source]

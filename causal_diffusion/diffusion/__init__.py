@@ -1,0 +1,1 @@
+"""How noise comes and goes: process, levels, schedule, solvers, guidance. Pure math, no parameters."""

@@ -1,0 +1,1 @@
+"""Metrics on arrays. A metric that needs a network takes it as an `embed` function; nothing is downloaded."""

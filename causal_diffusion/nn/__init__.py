@@ -1,0 +1,1 @@
+"""Flax modules. Linen, used only through ``init`` and ``apply``; no mutable collections."""

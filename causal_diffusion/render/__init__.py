@@ -1,0 +1,1 @@
+"""Pictures of results: video files, contact sheets, curves, clips for TensorBoard."""

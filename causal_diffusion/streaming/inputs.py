@@ -1,0 +1,118 @@
+"""What users hand to a stream -> arrays of the right shape, or one clear line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from causal_diffusion.errors import UserError
+from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.nn.transformer import TransformerConfig
+from causal_diffusion.recipe import Recipe, null_condition
+from causal_diffusion.streaming.rollout import Action
+
+KEYS = ("label", "text", "text_mask", "action", "context_action")
+
+
+def parse_condition(model: TransformerConfig, cond: dict | None, batch: int, base: Condition | None = None) -> Condition:
+    """A user's ``cond`` -> Condition [B, 1, ...]. Fields left out come from ``base``, or are null.
+
+    ``label``: int or [B], -1 for none. ``text``: condition tokens [M, E] or [B, M, E], with ``text_mask`` [M] or
+    [B, M], False at padding. Actions are not part of it, see ``parse_action``.
+    """
+    cond = cond or {}
+    takes = {
+        "label": model.classes,
+        "text": model.text,
+        "text_mask": model.text,
+        "action": model.action,
+        "context_action": model.action,
+    }
+    for key in cond:
+        if key not in takes:
+            raise UserError(f"unknown condition {key!r}; conditions are {', '.join(KEYS)}")
+        if cond[key] is not None and not takes[key]:
+            known = [k for k in KEYS if takes[k]]
+            raise UserError(f"this model takes no {key!r}; it takes {', '.join(known) if known else 'no condition'}")
+    base = base or null_condition(model, batch)
+    label, text, mask = base.label, base.text, base.text_mask
+    if cond.get("label") is not None:
+        given = np.asarray(cond["label"])
+        if given.ndim > 1 or given.size not in (1, batch) or not np.issubdtype(given.dtype, np.integer):
+            raise UserError(f"cond['label'] is {_shape(given)}; it is one integer, or one for each of {batch} samples")
+        if given.size and (given.min() < -1 or given.max() >= model.classes):
+            raise UserError(f"cond['label'] has {given.min()} .. {given.max()}; classes are 0 .. {model.classes - 1}")
+        label = jnp.broadcast_to(jnp.asarray(given, jnp.int32).reshape(-1, 1), (batch, 1))
+    if cond.get("text") is not None:
+        given = np.asarray(cond["text"], np.float32)
+        if given.ndim not in (2, 3) or given.shape[-1] != model.text or (given.ndim == 3 and len(given) != batch):
+            raise UserError(
+                f"cond['text'] is {_shape(given)}; it holds tokens of width {model.text}: [M, {model.text}] or "
+                f"[{batch}, M, {model.text}]"
+            )
+        text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-2:]))[:, None]
+        given = np.asarray(cond.get("text_mask", np.ones(text.shape[2])), bool)
+        if given.shape not in ((text.shape[2],), (batch, text.shape[2])):
+            raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry for each of {text.shape[2]} tokens")
+        mask = jnp.broadcast_to(jnp.asarray(given), (batch, text.shape[2]))[:, None]
+    return Condition(label, text, mask)
+
+
+def parse_action(model: TransformerConfig, action, batch: int, name: str = "action") -> np.ndarray | None:
+    """Actions [A] (held for one frame), [T, A] or [B, T, A] -> float32 [B, T, A]; None stays None."""
+    if action is None:
+        return None
+    if not model.action:
+        raise UserError("this model takes no actions")
+    given = np.asarray(action, np.float32)
+    if given.ndim == 1:
+        given = given[None]
+    if given.ndim == 2:
+        given = np.broadcast_to(given[None], (batch, *given.shape))
+    if given.ndim != 3 or given.shape[0] != batch or given.shape[2] != model.action or not given.shape[1]:
+        raise UserError(
+            f"{name} is {_shape(np.asarray(action))}; it is [{model.action}], [frames, {model.action}] or "
+            f"[{batch}, frames, {model.action}]"
+        )
+    if not np.isfinite(given).all():
+        raise UserError(f"{name} has a value that is not finite")
+    return given
+
+
+def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
+    """Given frames [T, *space, C] or [B, T, *space, C], float in data range or uint8 -> float32 [B, T, ...]."""
+    if context is None:
+        return np.zeros((batch, 0, *recipe.frame_shape), np.float32)
+    given = np.asarray(context)
+    if given.ndim == 1 + len(recipe.frame_shape):
+        given = np.broadcast_to(given[None], (batch, *given.shape))
+    shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
+    if given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
+        raise UserError(f"context is {_shape(np.asarray(context))}; it is {shape}, with or without the first axis")
+    block, frames = recipe.layout.block, given.shape[1]
+    if frames % block:
+        low = frames // block * block
+        raise UserError(
+            f"context has {frames} frames and a block has {block}: whole blocks are given, {low} or {low + block}"
+        )
+    if given.dtype == np.uint8:
+        given = given.astype(np.float32) / 127.5 - 1.0
+    given = given.astype(np.float32)
+    if not np.isfinite(given).all():
+        raise UserError("context has a value that is not finite")
+    return given
+
+
+def as_action(value: np.ndarray | None) -> Action | None:
+    """Known actions [B, T, A] -> Action; None stays None."""
+    if value is None:
+        return None
+    return Action(jnp.asarray(value), jnp.ones(value.shape[:2], bool))
+
+
+def copy_tree(tree):
+    """A copy on device, so that one may be donated and the other kept."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _shape(array):
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"

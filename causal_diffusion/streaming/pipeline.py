@@ -1,0 +1,149 @@
+"""The pipeline: a trained system, ready to generate and to stream."""
+
+import dataclasses
+import functools
+import logging
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from causal_diffusion.checkpoint import Checkpoints, load_tree, read_meta
+from causal_diffusion.config import differences, freeze, override
+from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.recipe import build, null_condition
+from causal_diffusion.streaming.inputs import as_action, parse_action, parse_condition, parse_context
+from causal_diffusion.streaming.rollout import Action, Rollout, sample_keys
+from causal_diffusion.streaming.session import Mark, Session, take_actions
+
+
+class Pipeline:
+    """A system with its parameters.
+
+    Attributes:
+        params: the averaged (EMA) parameters in canonical form.
+        recipe: the checked config; ``recipe.config`` is the config itself.
+        rollout: the pure functions underneath, to build one's own loop from.
+    """
+
+    def __init__(self, config, params):
+        self.recipe = build(config).streaming()
+        self.rollout = Rollout(self.recipe)
+        self.params = unstack_layers(params)
+        capacity = self.recipe.config.stream.capacity
+        self.encode_condition = jax.jit(self.rollout.encode_condition)
+        self.init_state = jax.jit(self.rollout.init_state)
+        self.recache = jax.jit(self.rollout.recache)
+        self.advance = jax.jit(functools.partial(self.rollout.advance, capacity=capacity), donate_argnums=1)
+
+    @property
+    def config(self):
+        """The frozen config."""
+        return self.recipe.config
+
+    @classmethod
+    def from_checkpoint(cls, path, *, step: int | None = None, overrides=()) -> "Pipeline":
+        """Reads the newest intact checkpoint of a run.
+
+        Args:
+            path: the run's workdir, or its folder of checkpoints.
+            step: a certain checkpoint instead of the newest.
+            overrides: elastic keys to change, {'schedule.steps': 4} or ['schedule.steps=4'].
+
+        Raises:
+            CheckpointError: nothing intact is there. UserError: an override of an identity key.
+        """
+        path = Path(path)
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        saved = freeze(read_meta(folder, step).meta["config"])
+        config = _overridden(saved, overrides)
+        recipe = build(config).streaming()
+        like = jax.eval_shape(recipe.init_params, jax.random.key(0))
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
+        restored = Checkpoints(folder).restore({"ema": like}, step=step)
+        for skipped, reason in restored.skipped:
+            logging.getLogger(__name__).warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
+        return cls(config, restored.ema)
+
+    def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
+        """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
+
+        Args:
+            seed: sample i's noise depends on (seed, i) only.
+            frames: rounded up to whole blocks, then trimmed.
+            batch: samples.
+            cond: dict of 'label' (int or [B]), 'text' ([M, E] or [B, M, E]), 'text_mask', 'action' ([T, A] or
+                [B, T, A], one per new frame, the last is held) and 'context_action'; whatever the model takes.
+            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8.
+        """
+        if frames < 1:
+            raise UserError(f"frames is {frames}; at least 1 frame can be generated")
+        session = self.stream(seed, batch, cond, context)
+        return session.take(math.ceil(frames / self.rollout.block))[:, :frames]
+
+    def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None) -> Session:
+        """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
+        if batch < 1:
+            raise UserError(f"batch is {batch}; at least 1 sample is streamed")
+        model, cond = self.recipe.model.config, cond or {}
+        condition = parse_condition(model, cond, batch)
+        context = parse_context(self.recipe, context, batch)
+        queue = parse_action(model, cond.get("action"), batch, "cond['action']")
+        past = parse_action(model, cond.get("context_action"), batch, "cond['context_action']")
+        if past is not None and past.shape[1] != context.shape[1]:
+            raise UserError(f"cond['context_action'] has {past.shape[1]} frames and the context {context.shape[1]}")
+        encoded = self.encode_condition(self.params, condition)
+        held, ramp = None, None
+        if model.action and self.rollout.in_flight > 1:
+            waiting = (self.rollout.in_flight - 1) * self.rollout.block
+            value, given, queue, held = take_actions(queue, held, waiting, batch, model.action)
+            ramp = Action(value, given)
+        keys = sample_keys(seed, batch)
+        state = self.init_state(self.params, keys, encoded, context, as_action(past), ramp, 0)
+        return Session(self, Mark(state, condition, encoded, queue, held), seed)
+
+    def resume(self, path) -> Session:
+        """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
+
+        Raises:
+            CheckpointError: a damaged file, or the stream of another system (the first differing key is named).
+        """
+        _, meta = load_tree(path, None)
+        identity, _ = differences(freeze(meta["config"]), self.config)
+        sampling = {k: v for k, v in differences(freeze(meta["config"]), self.config)[1].items() if _shapes(k)}
+        for key, (old, new) in (identity | sampling).items():
+            raise CheckpointError(f"{path} was saved with {key} = {old!r}; this pipeline has {new!r}")
+        batch, model = meta["batch"], self.recipe.model.config
+        condition = jax.eval_shape(lambda: null_condition(model, batch))
+        if meta["text"] is not None:
+            text = jax.ShapeDtypeStruct((batch, 1, meta["text"], model.text), np.float32)
+            mask = jax.ShapeDtypeStruct((batch, 1, meta["text"]), np.bool_)
+            condition = dataclasses.replace(condition, text=text, text_mask=mask)
+        encoded = jax.eval_shape(self.rollout.encode_condition, self.params, condition)
+        keys = jax.eval_shape(lambda: sample_keys(0, batch))
+        like = {"state": jax.eval_shape(self.rollout.init_state, self.params, keys, encoded), "condition": condition}
+        if meta["queue"] is not None:
+            like["queue"] = jax.ShapeDtypeStruct((batch, meta["queue"], model.action), np.float32)
+        if meta["held"]:
+            like["held"] = jax.ShapeDtypeStruct((batch, 1, model.action), np.float32)
+        tree, _ = load_tree(path, like)
+        encoded = self.encode_condition(self.params, tree["condition"])
+        queue, held = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held"))
+        return Session(self, Mark(tree["state"], tree["condition"], encoded, queue, held), meta["seed"])
+
+
+def _shapes(key):
+    """Elastic keys that a saved stream nevertheless depends on."""
+    return key.startswith(("schedule.", "guidance.", "cache."))
+
+
+def _overridden(saved, overrides):
+    config = override(saved, overrides)
+    identity, _ = differences(saved, config)
+    for key, (old, new) in identity.items():
+        raise UserError(f"{key} is {old!r} in this checkpoint and cannot become {new!r}: train again to change it")
+    return config
+

@@ -1,0 +1,195 @@
+"""The session: a stream as a Python user holds it.
+
+Iterating gives decoded blocks. Between blocks the user may steer (``update``, actions), look back (``mark``,
+``rewind``, ``fork``), restart single samples (``reset``) and go home (``save``). All state is on device in one
+frozen pytree; the session owns it, donates it to every step, and copies it where two futures are wanted.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from causal_diffusion.checkpoint import save_tree
+from causal_diffusion.config import to_json
+from causal_diffusion.errors import UserError
+from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.streaming.inputs import as_action, copy_tree, parse_action, parse_condition, parse_context
+from causal_diffusion.streaming.rollout import Action, State
+
+
+class Mark(NamedTuple):
+    """A moment of a stream, to ``rewind`` to."""
+
+    state: State
+    condition: Condition
+    encoded: Any
+    queue: np.ndarray | None
+    held: np.ndarray | None
+
+
+class Session(Iterator):
+    """An endless stream of blocks [B, b, *space, C] in data range; made by ``Pipeline.stream``."""
+
+    def __init__(self, pipeline, mark: Mark, seed: int):
+        self.pipeline = pipeline
+        self.seed = seed
+        self._mark = mark
+
+    @property
+    def batch(self) -> int:
+        """Samples streamed side by side."""
+        return self._mark.state.frame.shape[0]
+
+    @property
+    def frame(self) -> np.ndarray:
+        """Index of the next emitted frame of each sample, int [B], context included."""
+        return np.asarray(self._mark.state.frame)
+
+    def __next__(self) -> np.ndarray:
+        return self.next()
+
+    def next(self, action=None) -> np.ndarray:
+        """The next block.
+
+        Args:
+            action: for the frames of the block that enters now: [A], [b, A] or [B, b, A]; fewer frames than the
+                block are held. Without one, queued actions (``cond['action']``) come first, then the last is held.
+        """
+        return self.take(1, action)[:, : self.pipeline.recipe.layout.block]
+
+    def take(self, blocks: int, action=None) -> np.ndarray:
+        """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``."""
+        config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
+        given = parse_action(config.model, action, self.batch)
+        if given is not None:
+            b = rollout.block
+            if given.shape[1] > blocks * b:
+                raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {blocks * b}")
+            self._mark = self._mark._replace(queue=given)
+        out = []
+        while blocks > 0:
+            n = min(blocks, config.stream.capacity)
+            actions = self._actions(n, config.stream.capacity)
+            state, emitted = self.pipeline.advance(
+                self.pipeline.params, self._mark.state, self._mark.encoded, actions, n
+            )
+            self._mark = self._mark._replace(state=state)
+            out.append(np.asarray(emitted)[:n])
+            blocks -= n
+        return np.moveaxis(np.concatenate(out), 0, 1).reshape(self.batch, -1, *self.pipeline.recipe.frame_shape)
+
+    def finish(self) -> np.ndarray:
+        """Drains the blocks in flight and returns them, [B, (F - 1) b, ...]; empty for autoregressive schedules."""
+        waiting = self.pipeline.rollout.in_flight - 1
+        if not waiting:
+            return np.zeros((self.batch, 0, *self.pipeline.recipe.frame_shape), np.float32)
+        return self.take(waiting)
+
+    def update(self, cond: dict, when: str = "entering", recache: bool = False) -> None:
+        """Changes the condition; what ``cond`` leaves out stays.
+
+        Args:
+            cond: as for ``Pipeline.stream``; an 'action' replaces queued actions.
+            when: 'entering': blocks that enter from now on; 'in_flight': also those half denoised.
+            recache: encode the remembered past anew under the new condition (LongLive, arXiv 2509.22622), so that
+                the change is not held back by keys and values computed under the old one.
+        """
+        if when not in ("entering", "in_flight"):
+            raise UserError(f"when is {when!r}; it is 'entering' or 'in_flight'")
+        model = self.pipeline.recipe.model.config
+        if "context_action" in cond:
+            raise UserError("context_action belongs to a context; give it to stream() or reset()")
+        condition = parse_condition(model, cond, self.batch, self._mark.condition)
+        encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
+        state = self._mark.state
+        if when == "in_flight":
+            state = self.pipeline.rollout.steer_in_flight(state, encoded)
+        if recache:
+            state = self.pipeline.recache(self.pipeline.params, state, encoded)
+        queue = parse_action(model, cond.get("action"), self.batch)
+        queue = self._mark.queue if queue is None else queue
+        self._mark = self._mark._replace(state=state, condition=condition, encoded=encoded, queue=queue)
+
+    def mark(self) -> Mark:
+        """A copy of this moment."""
+        return self._mark._replace(state=copy_tree(self._mark.state))
+
+    def rewind(self, mark: Mark) -> None:
+        """Back to a mark of this stream; the mark stays good."""
+        self._mark = mark._replace(state=copy_tree(mark.state))
+
+    def fork(self) -> "Session":
+        """A twin that goes on from here by itself."""
+        return Session(self.pipeline, self.mark(), self.seed)
+
+    def reset(self, sample: int, context=None, context_action=None) -> None:
+        """Starts sample ``sample`` again, as it would start alone; the others do not notice.
+
+        Its noise is that of the same seed and index, so with the same context it repeats itself.
+        """
+        if not 0 <= sample < self.batch:
+            raise UserError(f"there is no sample {sample}; samples are 0 .. {self.batch - 1}")
+        pipeline, state, recipe = self.pipeline, self._mark.state, self.pipeline.recipe
+        context = parse_context(recipe, None if context is None else np.asarray(context)[None], 1)
+        context = np.broadcast_to(context, (self.batch, *context.shape[1:]))
+        acted = parse_action(recipe.model.config, context_action, self.batch, "context_action")
+        cursor = (state.slots.cursor - context.shape[1]) % state.slots.window
+        fresh = pipeline.init_state(
+            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor
+        )
+        which = jnp.arange(self.batch) == sample
+        self._mark = self._mark._replace(state=pipeline.rollout.replace_samples(state, fresh, which))
+
+    def save(self, path) -> None:
+        """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
+        mark = self._mark
+        arrays = {"state": mark.state, "condition": mark.condition}
+        arrays |= {name: value for name in ("queue", "held") if (value := getattr(mark, name)) is not None}
+        text = None if mark.condition.text is None else mark.condition.text.shape[2]
+        meta = {
+            "config": json.loads(to_json(self.pipeline.recipe.config)),
+            "seed": self.seed,
+            "batch": self.batch,
+            "queue": None if mark.queue is None else mark.queue.shape[1],
+            "held": mark.held is not None,
+            "text": text,
+        }
+        save_tree(path, arrays, meta)
+
+    def _actions(self, n, capacity):
+        """Actions of the next n blocks from the queue, then the held one: leaves [capacity, B, b, A]."""
+        A, b = self.pipeline.recipe.model.config.action, self.pipeline.rollout.block
+        if not A:
+            return None
+        value, given, queue, held = take_actions(self._mark.queue, self._mark.held, n * b, self.batch, A)
+        self._mark = self._mark._replace(queue=queue, held=held)
+
+        def blocks(a):
+            a = np.moveaxis(a.reshape(self.batch, n, b, *a.shape[2:]), 1, 0)
+            return jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1))))
+
+        return Action(blocks(value), blocks(given))
+
+
+def take_actions(queue, held, frames: int, batch: int, width: int):
+    """The next ``frames`` actions: from the queue, then the last one held, else unknown.
+
+    Returns:
+        (value [B, frames, A], given [B, frames], the rest of the queue, what is held now).
+    """
+    value = np.zeros((batch, frames, width), np.float32)
+    known = 0
+    if queue is not None:
+        known = min(frames, queue.shape[1])
+        value[:, :known] = queue[:, :known]
+        held = queue[:, known - 1 : known]
+        queue = queue[:, known:] if queue.shape[1] > known else None
+    if held is not None:
+        value[:, known:] = held
+        known = frames
+    given = np.broadcast_to(np.arange(frames) < known, (batch, frames))
+    return value, given, queue, held
+

@@ -1,0 +1,57 @@
+"""Streams a trained system into a video file, block by block."""
+
+import dataclasses
+import logging
+import time
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from causal_diffusion.data.sources import make_source
+from causal_diffusion.errors import UserError
+from causal_diffusion.render.video import tile, write_video
+from causal_diffusion.streaming.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label=None, context=None, fps=None) -> None:
+    """Streams ``frames`` frames of ``batch`` samples and writes them side by side, context included.
+
+    Args:
+        out: .mp4 or .gif.
+        label: class of all samples or one for each; None: that of the held-out clips, or none.
+        context: how many held-out frames to start from; None: as many as the config's evaluation, 0 for none.
+        fps: of the file; None: that of the data, or 10.
+    """
+    config, block = pipeline.config, pipeline.recipe.layout.block
+    if frames < 1:
+        raise UserError(f"--frames is {frames}; at least 1 frame can be streamed")
+    context = config.evaluate.context if context is None else context
+    cond, given = {}, None
+    if label is not None:
+        cond["label"] = label[0] if len(label) == 1 else label
+    if context:
+        source = make_source(dataclasses.replace(config.data, frames=max(context, config.data.frames)), "test")
+        if len(source) < batch:
+            raise UserError(f"--batch is {batch} and there are {len(source)} held-out clips: --batch={len(source)} would do")
+        clips = [source[i] for i in range(batch)]
+        given = np.stack([clip["video"][:context] for clip in clips])
+        if config.model.classes and label is None:
+            cond["label"] = np.array([clip["label"] for clip in clips])
+        if config.model.action:
+            cond["context_action"] = np.stack([clip["action"][:context] for clip in clips])
+            cond["action"] = np.stack([clip["action"][context:] for clip in clips])
+            cond = {k: v for k, v in cond.items() if k != "action" or v.shape[1]}
+    stream = pipeline.stream(seed, batch, cond, given)
+    parts = [] if given is None else [given]
+    start = time.perf_counter()
+    for i in tqdm(range(-(-frames // block)), unit="block", dynamic_ncols=True):
+        parts.append(next(stream))
+        if i == 0:
+            first = time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    video = np.concatenate(parts, axis=1)[:, : context + frames]
+    write_video(out, tile(video), fps or config.data.fps or 10.0)
+    later = f", then {(frames - block) / max(seconds - first, 1e-9):.1f} frames/s" if frames > block else ""
+    print(f"{out}: {batch} samples of {frames} frames after {context} given ones; first block after {first:.2f} s{later}")

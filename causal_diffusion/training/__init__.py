@@ -1,0 +1,1 @@
+"""Training: state, objectives, the jitted step, and the loop around it."""

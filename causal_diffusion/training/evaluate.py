@@ -1,0 +1,177 @@
+"""Held-out evaluation by streaming: what comes out, frame by frame, beside what truly came.
+
+Context frames of held-out clips are given, the system streams on, and every number is a curve over the streamed
+frames, so that drift shows. The first of them is next-frame prediction, whose baseline is to copy the last given
+frame. Where the data are digits, a classifier of the real ones says in which frames the context's digit is still
+recognised.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from causal_diffusion.config import Config
+from causal_diffusion.data.moving_digits import digit_images
+from causal_diffusion.data.sources import make_source
+from causal_diffusion.errors import UserError
+from causal_diffusion.evaluation.digits import DigitRecogniser
+from causal_diffusion.evaluation.video import psnr
+from causal_diffusion.render.files import write_png
+from causal_diffusion.render.plot import line_plot
+from causal_diffusion.render.sheet import contact_sheet
+from causal_diffusion.render.video import write_video
+from causal_diffusion.training.report import aligned
+
+SAMPLES_SHOWN = 4
+
+
+class HeldOut(NamedTuple):
+    """Held-out clips [B, context + known, ...] with their conditions, and how many frames are streamed."""
+
+    video: np.ndarray
+    condition: dict
+    context: int
+    frames: int
+
+    @property
+    def future(self) -> np.ndarray:
+        """The true frames after the context, as far as they are known: at most ``frames`` of them."""
+        return self.video[:, self.context : self.context + self.frames]
+
+
+def held_out(config: Config) -> HeldOut | None:
+    """The first ``evaluate.clips`` held-out clips, as long as the data allow; None where evaluation is off."""
+    clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
+    if not clips:
+        return None
+    if context < 1 or frames < 1 or context >= config.data.frames:
+        raise UserError(
+            f"evaluate.context is {context}, evaluate.frames is {frames} and data.frames is {config.data.frames}: "
+            f"at least one frame is given and one streamed, evaluate.context = {max(1, config.data.frames // 3)} would do"
+        )
+    try:
+        source = make_source(dataclasses.replace(config.data, frames=context + frames), "test")
+    except UserError:  # clips that long do not exist: the stream goes on past what is known
+        source = make_source(config.data, "test")
+    elements = [source[i] for i in range(min(clips, len(source)))]
+    stacked = {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+    condition = {}
+    if config.model.action:
+        condition["context_action"] = stacked["action"][:, :context]
+        condition["action"] = stacked["action"][:, context:]
+    if "label" in stacked:
+        condition["label"] = stacked["label"]
+    return HeldOut(stacked["video"], condition, context, frames)
+
+
+def stream_held_out(pipeline, clips: HeldOut, frames: int | None = None) -> np.ndarray:
+    """What the system streams after the context, [B, frames, ...]."""
+    condition = dict(clips.condition)
+    if not pipeline.config.model.classes:
+        condition.pop("label", None)
+    context = clips.video[:, : clips.context]
+    return pipeline.generate(0, frames or clips.frames, len(context), condition, context)
+
+
+def curves(config: Config, clips: HeldOut, streamed: np.ndarray) -> dict[str, np.ndarray]:
+    """Curves over the streamed frames: 'psnr', 'psnr_copy', and for digits 'recognised', 'recognised_true'."""
+    future = clips.future[:, : streamed.shape[1]]
+    known = streamed[:, : future.shape[1]]
+    last = np.broadcast_to(clips.video[:, clips.context - 1 : clips.context], future.shape)
+    out = {"psnr": mean_psnr(known, future), "psnr_copy": mean_psnr(last, future)}
+    if config.data.source in RECOGNISERS:
+        recogniser = RECOGNISERS[config.data.source](config)
+        labels = clips.condition["label"]
+        out["recognised"] = recogniser.score(streamed, labels)
+        out["recognised_true"] = recogniser.score(future, labels)
+    return out
+
+
+def mean_psnr(a, b) -> np.ndarray:
+    """PSNR in dB by frame, averaged over clips; identical frames count as 100 dB."""
+    return np.mean(np.minimum(psnr(a, b), 100.0), axis=0)
+
+
+def final(pipeline, clips: HeldOut, folder: Path) -> tuple[str, dict]:
+    """Streams, writes clip, contact sheet, curves and numbers into ``folder``; returns (table to print, numbers)."""
+    config = pipeline.config
+    streamed = stream_held_out(pipeline, clips)
+    lines = curves(config, clips, streamed)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = min(SAMPLES_SHOWN, len(streamed))
+    context = clips.video[:, : clips.context]
+    whole = np.concatenate([context, streamed], axis=1)
+    true = np.concatenate([context, clips.future], axis=1)
+    fps = config.data.fps or 10.0
+    rows = []
+    for i in range(shown):
+        rows += [("true future", true[i]), ("streamed", whole[i])]
+    sheet = contact_sheet(
+        rows,
+        context=clips.context,
+        train_length=config.data.frames,
+        group=2,
+        max_columns=18,
+        title=f"{config.name}: trained on {config.data.frames} frames, streamed for {clips.frames}",
+    )
+    write_png(folder / "stream.png", sheet)
+    write_video(folder / "stream.mp4", _pairs(true, whole, min(len(whole), 8)), fps)
+    marks = {"training length": config.data.frames - clips.context}
+    share = {"streamed": "recognised", "true frames": "recognised_true"}
+    if "recognised" in lines:
+        picture = line_plot(
+            {name: lines[key] for name, key in share.items()},
+            title="Frames in which the context's digit is recognised",
+            xlabel="streamed frame", ylabel="share", marks=marks, y_range=(0.0, 1.0), x_start=1,
+        )
+        write_png(folder / "recognised.png", picture)
+    picture = line_plot(
+        {"streamed": lines["psnr"], "last frame copied": lines["psnr_copy"]},
+        title="PSNR against the true future", xlabel="streamed frame", ylabel="dB", marks=marks, x_start=1,
+    )
+    write_png(folder / "psnr.png", picture)
+    numbers = {name: [round(float(x), 4) for x in curve] for name, curve in lines.items()}
+    numbers |= {"clips": len(streamed), "context": clips.context, "frames": clips.frames}
+    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    return table(lines, clips), numbers
+
+
+def table(lines: dict[str, np.ndarray], clips: HeldOut) -> str:
+    """The curves at a few frames, one line each, after the headline."""
+    length = max(len(curve) for curve in lines.values())
+    at = sorted({i for i in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, length) if i <= length})
+    names = {
+        "psnr": "PSNR, streamed (dB)",
+        "psnr_copy": "PSNR, last frame copied (dB)",
+        "recognised": "digit recognised, streamed",
+        "recognised_true": "digit recognised, true frames",
+    }
+    rows = [("streamed frame", *(str(i) for i in at))]
+    for key, curve in lines.items():
+        digits = 1 if key.startswith("psnr") else 2
+        rows.append((names[key], *(f"{curve[i - 1]:.{digits}f}" if i <= len(curve) else "" for i in at)))
+    gain = lines["psnr"][0] - lines["psnr_copy"][0]
+    return (
+        f"held-out next-frame PSNR: model {lines['psnr'][0]:.2f} dB, copying the last frame "
+        f"{lines['psnr_copy'][0]:.2f} dB ({gain:+.2f} dB), {len(clips.video)} clips\n"
+        + aligned(rows, right=range(1, len(at) + 1))
+    )
+
+
+def _pairs(true, streamed, clips):
+    """True above streamed, clip beside clip: [B, T, 2 H + 1, W, C]. Where the truth ends it stays black."""
+    T = streamed.shape[1]
+    padded = np.full((clips, T, *true.shape[2:]), -1.0, np.float32)
+    padded[:, : true.shape[1]] = true[:clips, :T]
+    bar = np.full((clips, T, 1, *true.shape[3:]), -0.6, np.float32)
+    return np.concatenate([np.concatenate([padded, bar, streamed[:clips]], axis=2)[i] for i in range(clips)], axis=2)
+
+
+def _digit_recogniser(config):
+    return DigitRecogniser.fit(*digit_images("train", config.data.holdout), seed=0)
+
+
+RECOGNISERS = {"moving_digits": _digit_recogniser}

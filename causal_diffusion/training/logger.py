@@ -1,0 +1,113 @@
+"""The record of a run: a progress bar, ``metrics.jsonl``, and TensorBoard.
+
+``metrics.jsonl`` has one line per ``log.every`` steps: the mean loss of these steps and the other metrics of the
+last. It is cut back to the checkpoint when a run is resumed, and the losses pending at a checkpoint are saved with
+it, so the file of a run that was killed and resumed is byte for byte that of one that was not.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm.auto import tqdm
+
+from causal_diffusion.errors import UserError
+from causal_diffusion.render.tensorboard import image_summary, video_summary
+
+
+class Logger:
+    """Writes on process 0 only; elsewhere every call does nothing but keep the pending losses."""
+
+    def __init__(self, workdir: Path, steps: int, start: int, every: int, pending: list[float]):
+        self._every, self._start = every, start
+        self._losses = list(pending)
+        self._device_losses = []
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._path = workdir / "metrics.jsonl"
+            _cut_back(self._path, start)
+            self._file = self._path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def step(self, step: int, metrics: dict) -> None:
+        """Records the metrics (device arrays) of the step that ended as number ``step``."""
+        self._device_losses.append(metrics["loss"])  # fetched later: waiting for every step would idle the device
+        if self._writes:
+            self._bar.update(1)
+        if step % self._every:
+            return
+        losses = self.pending()
+        self._losses, self._device_losses = [], []
+        values = {name: float(v) for name, v in jax.device_get(metrics).items() if np.ndim(v) == 0}
+        values["loss"] = float(np.mean(losses))
+        if not np.isfinite(values["loss"]):
+            raise UserError(f"the loss is {values['loss']} at step {step}: a smaller train.lr or train.clip would do")
+        self.scalars(step, values)
+        if self._writes:
+            self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
+
+    def pending(self) -> list[float]:
+        """Losses since the last line."""
+        self._losses += [float(x) for x in jax.device_get(self._device_losses)]
+        self._device_losses = []
+        return list(self._losses)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """A line of the record, and the same in TensorBoard."""
+        if not self._writes:
+            return
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def video(self, step: int, tag: str, frames, fps: float) -> None:
+        """A playable clip, [B, T, H, W, C], side by side."""
+        if self._writes:
+            self._board.file_writer.add_summary(video_summary(tag, frames, fps), step)
+
+    def image(self, step: int, tag: str, pixels) -> None:
+        """A picture, uint8 [H, W, 3]."""
+        if self._writes:
+            self._board.file_writer.add_summary(image_summary(tag, pixels), step)
+
+    def write(self, text: str) -> None:
+        """A message that does not disturb the bar."""
+        if self._writes:
+            self._bar.write(text)
+
+    def flush(self) -> None:
+        """Puts everything on disk: called before a checkpoint, which must not know more than the record."""
+        if self._writes:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def close(self) -> None:
+        """Ends the record."""
+        if self._writes:
+            self.flush()
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drops the lines after ``step``, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)

@@ -1,0 +1,194 @@
+"""The train loop, to be read from top to bottom."""
+
+import functools
+import json
+import os
+import platform
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from causal_diffusion import config as configs
+from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
+from causal_diffusion.data.pipeline import Loader, horizontal_flip
+from causal_diffusion.data.sources import make_source
+from causal_diffusion.errors import CheckpointError
+from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.parallel.mesh import global_batch, make_mesh
+from causal_diffusion.recipe import Recipe, build
+from causal_diffusion.streaming.pipeline import Pipeline
+from causal_diffusion.training import evaluate
+from causal_diffusion.training.init_from import init_from
+from causal_diffusion.training.interrupt import Interrupted, interruptible
+from causal_diffusion.training.logger import Logger
+from causal_diffusion.training.report import summary
+from causal_diffusion.training.state import TrainState, abstract_state, sharded_state
+from causal_diffusion.training.step import compile_step, held_out_loss
+
+def dry_run(config) -> str:
+    """What ``train`` would do, as a printable summary. Compiles the step; needs no data and writes nothing."""
+    recipe = build(config)
+    mesh = make_mesh(recipe.config.mesh)
+    return summary(recipe, mesh, compile_step(recipe, mesh))
+
+
+def train(config, workdir) -> Pipeline:
+    """Trains a system, or goes on where its workdir stands, and evaluates it.
+
+    Args:
+        config: from ``load_config``.
+        workdir: folder for checkpoints, ``metrics.jsonl``, TensorBoard files and samples.
+
+    Returns:
+        The Pipeline with the averaged parameters.
+
+    Raises:
+        UserError: a config that cannot be, data that are not there, a workdir of another system, Ctrl-C (after a
+            checkpoint was written).
+    """
+    recipe = build(config)
+    config, workdir = recipe.config, Path(workdir)
+    mesh = make_mesh(config.mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.log.keep)
+
+    # 1. Data. Order and augmentation are functions of the global sample index.
+    augment = horizontal_flip if config.train.flip else None
+    loader = Loader(
+        make_source(config.data, "train"),
+        batch=config.train.batch,
+        seed=config.seed,
+        augment=augment,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    clips = evaluate.held_out(config)
+
+    # 2. The step, and what it costs.
+    with interruptible() as interrupted:
+        step_fn = compile_step(recipe, mesh)
+        _say(summary(recipe, mesh, step_fn))
+
+        # 3. State: resumed, taken over, or fresh.
+        state, start, pending = _begin(recipe, mesh, checkpoints)
+        loader.seek(start)
+        logger = Logger(workdir, config.train.steps, start, config.log.every, pending)
+        _write_config(config, workdir)
+        pipeline = Pipeline(config, jax.tree.map(np.asarray, _local(state.ema)))
+        quick = functools.partial(_evaluate_quickly, recipe, pipeline, clips, logger)
+
+        def save(step):
+            logger.flush()
+            checkpoints.save(
+                step,
+                ema=unstack_layers(state.ema),
+                train=state,
+                data={"position": loader.position, "pending": logger.pending()},
+                meta=_meta(config),
+            )
+
+        # 4. Steps. The next batch is drawn only after the checkpoint, so that both agree about the position.
+        saved = start
+        try:
+            for step in range(start + 1, config.train.steps + 1):
+                state, metrics = step_fn(state, global_batch(mesh, next(loader)))
+                logger.step(step, metrics)
+                if config.log.evaluate and step % config.log.evaluate == 0 and step < config.train.steps:
+                    quick(step, state)
+                if step % config.log.checkpoint == 0 or step == config.train.steps:
+                    save(step)
+                    saved = step
+                if interrupted() and step < config.train.steps:
+                    if saved < step:
+                        save(step)
+                    raise Interrupted(
+                        f"interrupted after step {step:,}, which is saved in {checkpoints.directory}; the same "
+                        "command goes on from there"
+                    )
+        finally:
+            logger.close()
+            loader.close()
+
+    # 5. What came of it.
+    pipeline.params = unstack_layers(jax.device_put(_local(state.ema), jax.local_devices()[0]))
+    if clips is not None and jax.process_index() == 0:
+        text, _ = evaluate.final(pipeline, clips, workdir / "samples")
+        _say(f"\n{text}\nclip, contact sheet and curves are in {workdir / 'samples'}")
+    return pipeline
+
+
+def _begin(recipe: Recipe, mesh, checkpoints: Checkpoints) -> tuple[TrainState, int, list[float]]:
+    """(state, steps done, losses since the last line of the record)."""
+    config = recipe.config
+    shapes, shardings = abstract_state(recipe, mesh)
+    if checkpoints.latest() is None:
+        state = sharded_state(recipe, mesh, config.seed)
+        if config.train.init_from:
+            state, report = init_from(recipe, state, shardings, config.train.init_from)
+            _say("parameters taken over:\n" + "\n".join(report))
+        return state, 0, []
+    _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
+    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+    restored = checkpoints.restore({"train": like})
+    for step, reason in restored.skipped:
+        _say(f"checkpoint {step} is damaged ({reason}): going on from {restored.step}")
+    _say(f"going on from step {restored.step:,} of {config.train.steps:,}")
+    return restored.train, restored.data["position"], restored.data["pending"]
+
+
+def _check_identity(config: configs.Config, saved: Restored, directory) -> None:
+    """Refuses a workdir of another system; reports elastic keys that changed."""
+    identity, elastic = configs.differences(configs.freeze(saved.meta["config"]), config)
+    for key, (old, new) in identity.items():
+        raise CheckpointError(
+            f"{key} is {new!r}, and the checkpoints in {directory} were made with {old!r}: set it back, or choose "
+            "another --workdir"
+        )
+    for key, (old, new) in elastic.items():
+        _say(f"changed since the checkpoint: {key} = {new!r} (was {old!r})")
+
+
+def _evaluate_quickly(recipe, pipeline, clips, logger, step, state):
+    """Held-out loss, next-frame PSNR and a short clip of the averaged parameters."""
+    if clips is None:
+        return
+    frames = recipe.frames
+    loss = held_out_loss(recipe, state.ema, clips.video[:, :frames], clips.condition)
+    pipeline.params = unstack_layers(jax.device_put(_local(state.ema), jax.local_devices()[0]))
+    streamed = evaluate.stream_held_out(pipeline, clips, min(frames, clips.frames))
+    known = clips.future[:, : streamed.shape[1]]
+    model = evaluate.mean_psnr(streamed[:, : known.shape[1]], known)
+    values = {"held_out/loss": loss, "held_out/next_frame_psnr": float(model[0]),
+              "held_out/last_frame_psnr": float(model[-1])}
+    logger.scalars(step, values)
+    shown = np.concatenate([clips.video[:4, : clips.context], streamed[:4]], axis=1)
+    logger.video(step, "held_out/stream", shown, recipe.config.data.fps or 10.0)
+    logger.write(f"step {step:,}: held-out loss {loss:.4f}, next-frame PSNR {model[0]:.2f} dB, "
+                 f"{known.shape[1]} frames on {model[-1]:.2f} dB")
+
+
+def _local(tree):
+    """Every leaf whole on the host (small models; sharded sampling has its own path)."""
+    return jax.device_get(tree)
+
+
+def _meta(config):
+    return {
+        "config": json.loads(configs.to_json(config)),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+
+
+def _write_config(config, workdir):
+    if jax.process_index() == 0:
+        partial = workdir / "config.json.partial"
+        partial.write_text(configs.to_json(config) + "\n")
+        os.replace(partial, workdir / "config.json")
+
+
+def _say(text):
+    if jax.process_index() == 0:
+        print(text, flush=True)
+

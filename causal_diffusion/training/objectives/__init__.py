@@ -1,0 +1,1 @@
+"""Objectives: each turns (parameters, batch, key) into a scalar to minimise."""

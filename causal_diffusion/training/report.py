@@ -1,0 +1,84 @@
+"""What a run will cost, told before its first step: parameters, FLOPs, memory."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from causal_diffusion.data.pipeline import batch_spec
+from causal_diffusion.data.sources import element_spec
+from causal_diffusion.nn.transformer import Transformer
+from causal_diffusion.parallel.rules import describe
+from causal_diffusion.recipe import Recipe
+from causal_diffusion.training.objectives.diffusion import diffusion_loss
+from causal_diffusion.training.state import abstract_state
+
+
+def parameter_table(recipe: Recipe, mesh) -> str:
+    """One line per parameter: path, shape, how it is sharded, numbers, bytes per device; then the totals."""
+    shapes, shardings = abstract_state(recipe, mesh)
+    rows = [("parameter", "shape", "sharding", "numbers", "bytes/device")]
+    total = 0
+    for row in describe(shapes.params, shardings.params):
+        numbers = math.prod(row.shape)
+        total += numbers
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        rows.append((row.path, shape, row.spec, f"{numbers:,}", f"{row.bytes_per_device:,}"))
+    per_device = sum(row.bytes_per_device for row in describe(shapes, shardings))
+    rows.append(("total", "", "", f"{total:,}", ""))
+    rows.append(("with averages and optimizer state", "", "", "", f"{per_device:,}"))
+    return aligned(rows, right=(3, 4))
+
+
+def training_flops(recipe: Recipe) -> float:
+    """Floating-point operations of one training step, forward and backward, counted by XLA before optimisation.
+
+    Counted on unrolled layers without recomputation, since XLA counts the body of a scan once.
+    """
+    model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
+    plain = recipe._replace(model=Transformer(model))
+    params = jax.eval_shape(plain.init_params, jax.random.key(0))
+    spec = batch_spec(element_spec(recipe.config.data), recipe.config.train.batch)
+    grad = jax.grad(functools.partial(diffusion_loss, plain), has_aux=True)
+    lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: jax.random.key(0)))
+    return float(lowered.cost_analysis()["flops"])
+
+
+def memory_estimate(compiled) -> dict[str, int]:
+    """Bytes per device of a compiled step: what it holds, what it needs on top, and both."""
+    stats = compiled.memory_analysis()
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return {
+        "arguments and results": held,
+        "temporary": stats.temp_size_in_bytes,
+        "total": held + stats.temp_size_in_bytes,
+    }
+
+
+def summary(recipe: Recipe, mesh, compiled) -> str:
+    """Everything above, ready to print."""
+    config = recipe.config
+    flops = training_flops(recipe)
+    lines = [
+        parameter_table(recipe, mesh),
+        "",
+        f"system      {config.name}: {recipe.kind} streaming"
+        + "".join(f"; approximate because {why}" for why in recipe.approximations),
+        f"mesh        {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
+        f" on {jax.devices()[0].device_kind}",
+        f"batch       {config.train.batch} clips of {recipe.frames} frames, {config.train.steps:,} steps",
+        f"FLOPs       {flops:,.0f} per step, {flops * config.train.steps:.3g} in all",
+    ]
+    lines += [f"memory      {size / 2**20:,.1f} MiB {name}" for name, size in memory_estimate(compiled).items()]
+    return "\n".join(lines)
+
+
+def aligned(rows, right=()) -> str:
+    """A plain table: columns padded to their widest cell, those in ``right`` flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""The jitted training step over a mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from causal_diffusion.data.pipeline import batch_spec
+from causal_diffusion.data.sources import element_spec
+from causal_diffusion.errors import UserError
+from causal_diffusion.parallel.mesh import batch_sharding, check_batch, replicated
+from causal_diffusion.recipe import Recipe
+from causal_diffusion.training.objectives.diffusion import diffusion_loss
+from causal_diffusion.training.optimizer import learning_rate
+from causal_diffusion.training.state import TrainState, abstract_state, apply_gradients
+
+
+def gradients(recipe: Recipe, params, batch, key, accumulate: int = 1):
+    """Mean gradient and metrics of a batch, in ``accumulate`` micro-batches one after the other."""
+    grad = jax.grad(functools.partial(diffusion_loss, recipe), has_aux=True)
+    if accumulate == 1:
+        return grad(params, batch, key)
+
+    def split(x):  # strided, so that every micro-batch keeps the rows of each device on that device
+        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(total, micro):
+        return jax.tree.map(jnp.add, total, grad(params, micro, key)), None
+
+    parts = jax.tree.map(split, batch)
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype),
+        jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), key),
+    )
+    total, _ = jax.lax.scan(body, zeros, parts)
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def train_step(recipe: Recipe, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    """One update. Metrics: loss, loss_by_frame, grad_norm, param_norm, lr."""
+    config = recipe.config.train
+    grads, metrics = gradients(recipe, state.params, batch, state.key, config.accumulate)
+    new = apply_gradients(recipe, state, grads)
+    metrics |= {
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(new.params),
+        "lr": jnp.asarray(learning_rate(config)(state.step), jnp.float32),
+    }
+    return new, metrics
+
+
+def compile_step(recipe: Recipe, mesh):
+    """The compiled step (state, batch) -> (state, metrics) on a mesh; the state is donated. Needs no arrays."""
+    config = recipe.config.train
+    if config.batch % config.accumulate:
+        raise UserError(
+            f"train.batch is {config.batch} and train.accumulate is {config.accumulate}: micro-batches are equal, "
+            f"train.batch = {max(1, config.batch // config.accumulate) * config.accumulate} would do"
+        )
+    check_batch(mesh, config.batch, name="train.batch")
+    shapes, shardings = abstract_state(recipe, mesh)
+    spec = batch_spec(element_spec(recipe.config.data), config.batch)
+    rows = batch_sharding(mesh)
+    step = jax.jit(
+        functools.partial(train_step, recipe),
+        in_shardings=(shardings, {name: rows for name in spec}),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    with jax.set_mesh(mesh):
+        return step.lower(shapes, spec).compile()
+
+
+def held_out_loss(recipe: Recipe, params, video, condition: dict) -> float:
+    """The training objective on held-out clips [B, T, ...], always with the same levels and noise."""
+    T = recipe.frames
+    batch = {"video": jnp.asarray(video[:, :T]), "index": jnp.arange(len(video), dtype=jnp.int32)}
+    if "label" in condition:
+        batch["label"] = jnp.asarray(condition["label"])
+    if "action" in condition:
+        action = jnp.concatenate([condition["context_action"], condition["action"]], axis=1)
+        batch["action"] = action[:, :T]
+    return float(_held_out_loss(recipe, params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _held_out_loss(recipe, params, batch):
+    return diffusion_loss(recipe, params, batch, jax.random.key(0))[0]
