@@ -53,6 +53,7 @@ setup(
             "hypothesis>=6.130",
             "import-linter>=2.16",
             "packaging>=24",
+            "scipy>=1.14",
             "ruff>=0.15",
             "nbformat>=5.10",
             "nbclient>=0.10.2",

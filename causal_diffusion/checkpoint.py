@@ -185,11 +185,9 @@ class Checkpoints:
             raise _Damage(f"orbax cannot read it: {_reason(error)}", proven=False) from error
         trees = {}
         for name, (leaves, structure) in wanted.items():
-            values = [read[name][path] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-                      for path, leaf in leaves.items()]
-            # Placed once more, free of cost: orbax gives typed keys an equivalent sharding, not an equal one.
-            values = jax.device_put(values, [_sharding(leaf) for leaf in leaves.values()])
-            trees[name] = jax.tree.unflatten(structure, values)
+            trees[name] = jax.tree.unflatten(structure, [
+                read[name][path] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=_sharding(leaf))
+                for path, leaf in leaves.items()])
         return Restored(step, **trees, **{name: read[name] for name in documents})
 
     def _folder(self, step: int) -> Path:

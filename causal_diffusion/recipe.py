@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from causal_diffusion.cache import CacheConfig
 from causal_diffusion.config import Config, freeze
-from causal_diffusion.data.sources import element_spec
+from causal_diffusion.data.sources import condition_sizes, element_spec
 from causal_diffusion.diffusion.guidance import Guidance
 from causal_diffusion.diffusion.levels import Levels
 from causal_diffusion.diffusion.process import Process
@@ -176,6 +176,11 @@ def _check_sampling(config):
 
 def _check_conditions(config):
     model, guidance = config.model, config.guidance
+    if config.train.flip and condition_sizes(config.data)[1]:
+        _refuse(
+            f"train.flip is True and data.source {config.data.source!r} has actions, which a mirrored clip would "
+            "contradict; train.flip = False would do"
+        )
     if len(guidance.branches()) == 1:
         return
     takes = {"label": model.classes, "text": model.text, "action": model.action}

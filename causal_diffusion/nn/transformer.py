@@ -77,7 +77,8 @@ class TransformerConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {', '.join(map(str, allowed))}")
+                names = ", ".join(map(str, allowed))
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width is {self.width} and model.heads is {self.heads}: the width per head must be a whole "

@@ -13,7 +13,9 @@ from causal_diffusion.streaming.rollout import Action
 KEYS = ("label", "text", "text_mask", "action", "context_action")
 
 
-def parse_condition(model: TransformerConfig, cond: dict | None, batch: int, base: Condition | None = None) -> Condition:
+def parse_condition(
+    model: TransformerConfig, cond: dict | None, batch: int, base: Condition | None = None
+) -> Condition:
     """A user's ``cond`` -> Condition [B, 1, ...]. Fields left out come from ``base``, or are null.
 
     ``label``: int or [B], -1 for none. ``text``: condition tokens [M, E] or [B, M, E], with ``text_mask`` [M] or
@@ -52,7 +54,7 @@ def parse_condition(model: TransformerConfig, cond: dict | None, batch: int, bas
         text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-2:]))[:, None]
         given = np.asarray(cond.get("text_mask", np.ones(text.shape[2])), bool)
         if given.shape not in ((text.shape[2],), (batch, text.shape[2])):
-            raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry for each of {text.shape[2]} tokens")
+            raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry per token, {text.shape[2]}")
         mask = jnp.broadcast_to(jnp.asarray(given), (batch, text.shape[2]))[:, None]
     return Condition(label, text, mask)
 

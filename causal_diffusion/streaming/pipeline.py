@@ -18,6 +18,8 @@ from causal_diffusion.streaming.inputs import as_action, parse_action, parse_con
 from causal_diffusion.streaming.rollout import Action, Rollout, sample_keys
 from causal_diffusion.streaming.session import Mark, Session, take_actions
 
+log = logging.getLogger(__name__)
+
 
 class Pipeline:
     """A system with its parameters.
@@ -65,7 +67,7 @@ class Pipeline:
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
         restored = Checkpoints(folder).restore({"ema": like}, step=step)
         for skipped, reason in restored.skipped:
-            logging.getLogger(__name__).warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
+            log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
         return cls(config, restored.ema)
 
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Streams a trained system into a video file, block by block."""
 
 import dataclasses
-import logging
 import time
 
 import numpy as np
@@ -11,9 +10,6 @@ from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
 from causal_diffusion.render.video import tile, write_video
 from causal_diffusion.streaming.pipeline import Pipeline
-
-log = logging.getLogger(__name__)
-
 
 def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label=None, context=None, fps=None) -> None:
     """Streams ``frames`` frames of ``batch`` samples and writes them side by side, context included.
@@ -34,7 +30,7 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
     if context:
         source = make_source(dataclasses.replace(config.data, frames=max(context, config.data.frames)), "test")
         if len(source) < batch:
-            raise UserError(f"--batch is {batch} and there are {len(source)} held-out clips: --batch={len(source)} would do")
+            raise UserError(f"--batch is {batch} and {len(source)} clips are held out: --batch={len(source)} would do")
         clips = [source[i] for i in range(batch)]
         given = np.stack([clip["video"][:context] for clip in clips])
         if config.model.classes and label is None:
@@ -54,4 +50,4 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
     video = np.concatenate(parts, axis=1)[:, : context + frames]
     write_video(out, tile(video), fps or config.data.fps or 10.0)
     later = f", then {(frames - block) / max(seconds - first, 1e-9):.1f} frames/s" if frames > block else ""
-    print(f"{out}: {batch} samples of {frames} frames after {context} given ones; first block after {first:.2f} s{later}")
+    print(f"{out}: {batch} x {frames} frames after {context} given ones; first block after {first:.2f} s{later}")

@@ -43,20 +43,22 @@ class HeldOut(NamedTuple):
 
 
 def held_out(config: Config) -> HeldOut | None:
-    """The first ``evaluate.clips`` held-out clips, as long as the data allow; None where evaluation is off."""
+    """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None where there are to be none."""
     clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
     if not clips:
         return None
     if context < 1 or frames < 1 or context >= config.data.frames:
         raise UserError(
-            f"evaluate.context is {context}, evaluate.frames is {frames} and data.frames is {config.data.frames}: "
-            f"at least one frame is given and one streamed, evaluate.context = {max(1, config.data.frames // 3)} would do"
+            f"evaluate.context is {context}, evaluate.frames is {frames} and data.frames is {config.data.frames}: at "
+            f"least one frame is given and one streamed; evaluate.context = {max(1, config.data.frames // 3)} would do"
         )
     try:
         source = make_source(dataclasses.replace(config.data, frames=context + frames), "test")
     except UserError:  # clips that long do not exist: the stream goes on past what is known
         source = make_source(config.data, "test")
-    elements = [source[i] for i in range(min(clips, len(source)))]
+    # Neighbours in a folder of videos are overlapping windows of one file, so clips are drawn from all over.
+    chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
+    elements = [source[int(i)] for i in chosen]
     stacked = {name: np.stack([e[name] for e in elements]) for name in elements[0]}
     condition = {}
     if config.model.action:

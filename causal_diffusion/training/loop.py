@@ -26,6 +26,7 @@ from causal_diffusion.training.report import summary
 from causal_diffusion.training.state import TrainState, abstract_state, sharded_state
 from causal_diffusion.training.step import compile_step, held_out_loss
 
+
 def dry_run(config) -> str:
     """What ``train`` would do, as a printable summary. Compiles the step; needs no data and writes nothing."""
     recipe = build(config)
