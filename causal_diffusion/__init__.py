@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Pipeline": "causal_diffusion.streaming.pipeline",
     "UserError": "causal_diffusion.errors",
+    "freeze": "causal_diffusion.config",
     "load_config": "causal_diffusion.config",
     "train": "causal_diffusion.training.loop",
 }

@@ -4,7 +4,7 @@ A cache has ``sinks + window`` slots, one frame each. The first ``sinks`` slots 
 sequence for ever; the rest is a ring. For block 1, sinks 1, window 3, after frames 0..5 were committed::
 
         slot      0 | 1 2 3
-        frame     0 | 4 5 3        cursor -> slot 3, the oldest, is written next
+        frame     0 | 3 4 5        cursor -> slot 1, the oldest, is written next
                 sink   ring
 
 Slots never move in time, so keys are stored rotated and nothing is ever shifted. The order of slots does not
@@ -18,6 +18,7 @@ a new condition).
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -93,6 +94,7 @@ def write(buffer: Array, new: Array, slots: Slots, frame: Array) -> Array:
     Returns:
         The buffer after the commit.
     """
+    chex.assert_shape(new, (buffer.shape[0], slots.block, *buffer.shape[2:]))
     new = new.astype(buffer.dtype)
     start = (0, slots.sinks + slots.cursor) + (0,) * (buffer.ndim - 2)
     buffer = jax.lax.dynamic_update_slice(buffer, new, start)

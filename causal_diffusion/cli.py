@@ -4,6 +4,7 @@ A user's mistake ends in one line on stderr and exit code 2.
 """
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
@@ -12,11 +13,16 @@ from causal_diffusion.errors import UserError
 
 
 def run(main) -> None:
-    """Calls ``main()``; turns a UserError or Ctrl-C into one line and exit code 2."""
+    """Calls ``main()``; turns a UserError, a disk that takes no more, or Ctrl-C into one line and exit code 2."""
     try:
         main()
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        sys.exit(_fail(f"cannot write{where}: {error.strerror}; the last checkpoint stands, make room and start again"))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; the last checkpoint stands, and the same command goes on from there"))
 
@@ -31,7 +37,7 @@ def train_main(arguments=None) -> None:
     config = freeze(load_config(options.config, overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
-    from causal_diffusion.training.loop import dry_run, train  # starts JAX: only after the config was read
+    from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
 
     if options.dry_run:
         print(dry_run(config))

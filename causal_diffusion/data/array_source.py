@@ -12,12 +12,15 @@ class ArraySource:
         video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point in [-1, 1].
         label: integers [N], or None.
         action: [N, T, A], or None; row f of a clip is what leads from frame f-1 to f.
+        text: condition tokens [N, M, E] (the output of a text encoder), or None.
+        text_mask: bool [N, M], False at padding; None where every token counts.
 
     Raises:
         UserError: a wrong shape or dtype at once, a value out of range when its clip is read.
     """
 
-    def __init__(self, video: np.ndarray, label: np.ndarray | None = None, action: np.ndarray | None = None):
+    def __init__(self, video: np.ndarray, label: np.ndarray | None = None, action: np.ndarray | None = None,
+                 text: np.ndarray | None = None, text_mask: np.ndarray | None = None):
         label = None if label is None else np.asarray(label)
         action = None if action is None else np.asarray(action)
         if video.ndim != 5:
@@ -31,13 +34,22 @@ class ArraySource:
         if action is not None and (action.ndim != 3 or action.shape[:2] != video.shape[:2]):
             raise UserError(f"action must have shape ({video.shape[0]}, {video.shape[1]}, numbers), "
                             f"one row per frame, got {action.shape}")
+        if text is not None and (text.ndim != 3 or len(text) != len(video)):
+            raise UserError(f"text must have shape ({len(video)}, tokens, width), got {text.shape}")
+        if text is not None and text_mask is None:
+            text_mask = np.ones(text.shape[:2], bool)
+        if text_mask is not None and (text is None or text_mask.shape != text.shape[:2]):
+            raise UserError("text_mask must have one entry for each token of text, "
+                            f"got {text_mask.shape} for {None if text is None else text.shape}")
         self._video_NTHWC, self._label_N, self._action_NTA = video, label, action
+        self._text_NME, self._text_mask_NM = text, text_mask
 
     def __len__(self) -> int:
         return len(self._video_NTHWC)
 
     def __repr__(self) -> str:
-        arrays = {"video": self._video_NTHWC, "label": self._label_N, "action": self._action_NTA}
+        arrays = {"video": self._video_NTHWC, "label": self._label_N, "action": self._action_NTA,
+                  "text": self._text_NME}
         parts = [f"{name}={x.dtype}{list(x.shape)}" for name, x in arrays.items() if x is not None]
         return f"ArraySource({', '.join(parts)})"
 
@@ -51,6 +63,9 @@ class ArraySource:
             element["label"] = np.asarray(self._label_N[i], np.int32)
         if self._action_NTA is not None:
             element["action"] = np.array(self._action_NTA[i], np.float32)
+        if self._text_NME is not None:
+            element["text"] = np.array(self._text_NME[i], np.float32)
+            element["text_mask"] = np.array(self._text_mask_NM[i], bool)
         return element
 
 

@@ -6,11 +6,13 @@ the same in every run. An element is a dict of numpy arrays:
     video   float32 [T, H, W, C] in [-1, 1]
     label   int32 []             class, where the source has classes
     action  float32 [T, A]       row f is what leads from frame f-1 to frame f, where the source has actions
+    text    float32 [M, E]       condition tokens, where the source has them, with text_mask bool [M]
 
 Captions are not arrays: a source that has them offers `source.captions`, one string per element.
 
 To add a source, write a class `Name(config, split)` with these methods and `condition_sizes(config)`, and
-enter it in `SOURCES`. Arrays already in memory need no entry: see array_source.py.
+enter it in `SOURCES`. Arrays already in memory (array_source.py), and any other object of the kind, are handed
+to `train` as they are, under `data.source = 'own'`; the config then states their shapes.
 """
 
 import difflib
@@ -23,9 +25,22 @@ from causal_diffusion.data.moving_digits import MovingDigits
 from causal_diffusion.data.video_folder import VideoFolder
 from causal_diffusion.errors import UserError
 
+
+class _Own:
+    """The place of a source that the caller brings."""
+
+    def __init__(self, config: DataConfig, split: str):
+        raise UserError("data.source is 'own': hand the clips over, train(config, workdir, source=..., held_out=...)")
+
+    @staticmethod
+    def condition_sizes(config: DataConfig) -> tuple[int, int]:
+        return config.classes, config.action_dim
+
+
 SOURCES = {
     "moving_digits": MovingDigits,
     "video_folder": VideoFolder,
+    "own": _Own,
 }
 
 
@@ -57,6 +72,20 @@ def element_spec(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
         spec["label"] = jax.ShapeDtypeStruct((), np.int32)
     if action_dim:
         spec["action"] = jax.ShapeDtypeStruct((config.frames, action_dim), np.float32)
+    return spec
+
+
+def spec_of(source, config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every array in an element of an opened source.
+
+    Raises:
+        UserError: they are not what the config states.
+    """
+    spec = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in source[0].items()}
+    for key, stated in element_spec(config).items():
+        if key not in spec or spec[key].shape != stated.shape:
+            found = spec[key].shape if key in spec else "missing"
+            raise UserError(f"{key} of a clip is {found}; by the data section of the config it is {stated.shape}")
     return spec
 
 

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,11 @@ class Transformer(nn.Module):
         c, dtype = self.config, self.config.compute_dtype
         if not isinstance(condition, EncodedCondition):
             condition = self.embed_condition(condition)
+        for stream in streams.values():
+            B, T = stream.x.shape[0], stream.x.shape[1] // c.patch[0]
+            chex.assert_shape([stream.t, stream.frame], (B, T))
+            if stream.action is not None:
+                chex.assert_shape(stream.action, (B, T, c.action))
         space = next(iter(streams.values())).x.shape[2:-1]
         grid = tuple(size // p for size, p in zip(space, c.patch[1:], strict=True))
         x = jnp.concatenate([self.embed(patchify(s.x.astype(dtype), c.patch)) for s in streams.values()], axis=1)

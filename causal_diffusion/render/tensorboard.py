@@ -5,8 +5,12 @@ an image summary as they are, so a GIF plays.
 """
 
 import io
+import time
+from pathlib import Path
 
 from PIL import Image
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from causal_diffusion.render.files import png_bytes
@@ -17,7 +21,7 @@ def video_summary(tag: str, frames, fps: float, columns: int | None = None,
                   scale: int | None = None) -> Summary:
     """Clips [B, T, H, W, C] in [-1, 1], tiled into one animated picture.
 
-    Add it with `writer.file_writer.add_summary(video_summary(...), step)`. `columns` as in `tile`, `scale`
+    Add it with `EventFile.add(video_summary(...), step)`. `columns` as in `tile`, `scale`
     as in `write_video`.
     """
     data = gif_bytes(tile(frames, columns), fps, scale)
@@ -29,8 +33,43 @@ def image_summary(tag: str, pixels) -> Summary:
     return _image_summary(tag, png_bytes(pixels))
 
 
+def scalar_summary(tag: str, value: float) -> Summary:
+    """One number."""
+    return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
+
+
 def _image_summary(tag, data):
     with Image.open(io.BytesIO(data)) as picture:
         width, height = picture.size
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
     return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+class EventFile:
+    """A TensorBoard event file, written in the calling thread.
+
+    tensorboardX's SummaryWriter writes from a thread of its own; when the disk is full that thread dies and the next
+    flush waits for it for ever. Here the error reaches the caller.
+
+    Args:
+        folder: where the file goes; made if missing.
+        start: steps after this one that an earlier file of the folder holds are hidden by TensorBoard.
+    """
+
+    def __init__(self, folder, start: int = 0):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(Path(folder) / "events"))
+        log = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=log))
+
+    def add(self, summary: Summary, step: int) -> None:
+        """Appends one summary."""
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and ends the file."""
+        self._writer.close()

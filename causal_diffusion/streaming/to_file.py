@@ -11,6 +11,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.render.video import tile, write_video
 from causal_diffusion.streaming.pipeline import Pipeline
 
+
 def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label=None, context=None, fps=None) -> None:
     """Streams ``frames`` frames of ``batch`` samples and writes them side by side, context included.
 

@@ -42,8 +42,8 @@ class HeldOut(NamedTuple):
         return self.video[:, self.context : self.context + self.frames]
 
 
-def held_out(config: Config) -> HeldOut | None:
-    """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None where there are to be none."""
+def held_out(config: Config, source=None) -> HeldOut | None:
+    """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None if there are to be none."""
     clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
     if not clips:
         return None
@@ -52,10 +52,7 @@ def held_out(config: Config) -> HeldOut | None:
             f"evaluate.context is {context}, evaluate.frames is {frames} and data.frames is {config.data.frames}: at "
             f"least one frame is given and one streamed; evaluate.context = {max(1, config.data.frames // 3)} would do"
         )
-    try:
-        source = make_source(dataclasses.replace(config.data, frames=context + frames), "test")
-    except UserError:  # clips that long do not exist: the stream goes on past what is known
-        source = make_source(config.data, "test")
+    source = source or _held_out_source(config, context + frames)
     # Neighbours in a folder of videos are overlapping windows of one file, so clips are drawn from all over.
     chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
     elements = [source[int(i)] for i in chosen]
@@ -64,16 +61,15 @@ def held_out(config: Config) -> HeldOut | None:
     if config.model.action:
         condition["context_action"] = stacked["action"][:, :context]
         condition["action"] = stacked["action"][:, context:]
-    if "label" in stacked:
-        condition["label"] = stacked["label"]
+    condition |= {name: stacked[name] for name in ("label", "text", "text_mask") if name in stacked}
     return HeldOut(stacked["video"], condition, context, frames)
 
 
 def stream_held_out(pipeline, clips: HeldOut, frames: int | None = None) -> np.ndarray:
     """What the system streams after the context, [B, frames, ...]."""
-    condition = dict(clips.condition)
-    if not pipeline.config.model.classes:
-        condition.pop("label", None)
+    model = pipeline.config.model
+    takes = {"label": model.classes, "text": model.text, "text_mask": model.text}
+    condition = {name: value for name, value in clips.condition.items() if takes.get(name, True)}
     context = clips.video[:, : clips.context]
     return pipeline.generate(0, frames or clips.frames, len(context), condition, context)
 
@@ -161,6 +157,14 @@ def table(lines: dict[str, np.ndarray], clips: HeldOut) -> str:
         f"{lines['psnr_copy'][0]:.2f} dB ({gain:+.2f} dB), {len(clips.video)} clips\n"
         + aligned(rows, right=range(1, len(at) + 1))
     )
+
+
+def _held_out_source(config, frames):
+    """The held-out split with clips of ``frames`` frames, or as long as they are for training if none is longer."""
+    try:
+        return make_source(dataclasses.replace(config.data, frames=frames), "test")
+    except UserError:  # the stream then goes on past what is known
+        return make_source(config.data, "test")
 
 
 def _pairs(true, streamed, clips):

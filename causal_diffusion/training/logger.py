@@ -11,11 +11,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.render.tensorboard import image_summary, video_summary
+from causal_diffusion.render.tensorboard import EventFile, image_summary, scalar_summary, video_summary
 
 
 class Logger:
@@ -31,7 +30,7 @@ class Logger:
             self._path = workdir / "metrics.jsonl"
             _cut_back(self._path, start)
             self._file = self._path.open("a")
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+            self._board = EventFile(workdir / "tensorboard", start)
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def step(self, step: int, metrics: dict) -> None:
@@ -63,17 +62,17 @@ class Logger:
             return
         self._file.write(json.dumps({"step": step} | values) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add(scalar_summary(name, value), step)
 
     def video(self, step: int, tag: str, frames, fps: float) -> None:
         """A playable clip, [B, T, H, W, C], side by side."""
         if self._writes:
-            self._board.file_writer.add_summary(video_summary(tag, frames, fps), step)
+            self._board.add(video_summary(tag, frames, fps), step)
 
     def image(self, step: int, tag: str, pixels) -> None:
         """A picture, uint8 [H, W, 3]."""
         if self._writes:
-            self._board.file_writer.add_summary(image_summary(tag, pixels), step)
+            self._board.add(image_summary(tag, pixels), step)
 
     def write(self, text: str) -> None:
         """A message that does not disturb the bar."""

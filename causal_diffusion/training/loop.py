@@ -12,7 +12,7 @@ import numpy as np
 from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
 from causal_diffusion.data.pipeline import Loader, horizontal_flip
-from causal_diffusion.data.sources import make_source
+from causal_diffusion.data.sources import make_source, spec_of
 from causal_diffusion.errors import CheckpointError
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.parallel.mesh import global_batch, make_mesh
@@ -34,12 +34,14 @@ def dry_run(config) -> str:
     return summary(recipe, mesh, compile_step(recipe, mesh))
 
 
-def train(config, workdir) -> Pipeline:
+def train(config, workdir, source=None, held_out=None) -> Pipeline:
     """Trains a system, or goes on where its workdir stands, and evaluates it.
 
     Args:
         config: from ``load_config``.
         workdir: folder for checkpoints, ``metrics.jsonl``, TensorBoard files and samples.
+        source, held_out: the clips themselves, see ``data.array_source``, with ``data.source = 'own'``; without
+            ``held_out`` nothing is evaluated. Else both are opened as the config says.
 
     Returns:
         The Pipeline with the averaged parameters.
@@ -55,8 +57,11 @@ def train(config, workdir) -> Pipeline:
 
     # 1. Data. Order and augmentation are functions of the global sample index.
     augment = horizontal_flip if config.train.flip else None
+    own = source is not None
+    source = source if own else make_source(config.data, "train")
+    spec = spec_of(source, config.data)
     loader = Loader(
-        make_source(config.data, "train"),
+        source,
         batch=config.train.batch,
         seed=config.seed,
         augment=augment,
@@ -65,11 +70,11 @@ def train(config, workdir) -> Pipeline:
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-    clips = evaluate.held_out(config)
+    clips = evaluate.held_out(config, held_out) if held_out is not None or not own else None
 
     # 2. The step, and what it costs.
     with interruptible() as interrupted:
-        step_fn = compile_step(recipe, mesh)
+        step_fn = compile_step(recipe, mesh, spec)
         _say(summary(recipe, mesh, step_fn))
 
         # 3. State: resumed, taken over, or fresh.

@@ -50,8 +50,11 @@ def train_step(recipe: Recipe, state: TrainState, batch: dict) -> tuple[TrainSta
     return new, metrics
 
 
-def compile_step(recipe: Recipe, mesh):
-    """The compiled step (state, batch) -> (state, metrics) on a mesh; the state is donated. Needs no arrays."""
+def compile_step(recipe: Recipe, mesh, spec: dict | None = None):
+    """The compiled step (state, batch) -> (state, metrics) on a mesh; the state is donated. Needs no arrays.
+
+    ``spec``: shapes of one clip, see ``data.sources``; None: those that the config states.
+    """
     config = recipe.config.train
     if config.batch % config.accumulate:
         raise UserError(
@@ -59,8 +62,11 @@ def compile_step(recipe: Recipe, mesh):
             f"train.batch = {max(1, config.batch // config.accumulate) * config.accumulate} would do"
         )
     check_batch(mesh, config.batch, name="train.batch")
+    spec = spec or element_spec(recipe.config.data)
+    if recipe.model.config.text and "text" not in spec:
+        raise UserError(f"model.text is {recipe.model.config.text} and the clips have no text: model.text = 0 would do")
     shapes, shardings = abstract_state(recipe, mesh)
-    spec = batch_spec(element_spec(recipe.config.data), config.batch)
+    spec = batch_spec(spec, config.batch)
     rows = batch_sharding(mesh)
     step = jax.jit(
         functools.partial(train_step, recipe),
@@ -76,8 +82,7 @@ def held_out_loss(recipe: Recipe, params, video, condition: dict) -> float:
     """The training objective on held-out clips [B, T, ...], always with the same levels and noise."""
     T = recipe.frames
     batch = {"video": jnp.asarray(video[:, :T]), "index": jnp.arange(len(video), dtype=jnp.int32)}
-    if "label" in condition:
-        batch["label"] = jnp.asarray(condition["label"])
+    batch |= {name: jnp.asarray(condition[name]) for name in ("label", "text", "text_mask") if name in condition}
     if "action" in condition:
         action = jnp.concatenate([condition["context_action"], condition["action"]], axis=1)
         batch["action"] = action[:, :T]

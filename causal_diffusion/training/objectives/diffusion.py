@@ -8,6 +8,7 @@ with x_t, target and w from ``diffusion.process``. Under teacher forcing the cle
 stream, itself noised to its own small levels where ``levels.context`` is above zero; only noisy blocks are scored.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +45,8 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     x0, layout, levels, process = batch["video"], recipe.layout, recipe.levels, recipe.process
     B, T = x0.shape[:2]
     b = layout.block
+    chex.assert_shape(x0, (B, recipe.frames, *recipe.frame_shape))
+    chex.assert_shape(batch["index"], (B,))
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 5))(batch["index"])
 
     def per_sample(use, draw):

@@ -1,0 +1,98 @@
+"""Layers scanned or unrolled, recomputed or kept: the same outputs and the same gradient of every parameter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from causal_diffusion.layout import Layout
+from causal_diffusion.nn.transformer import Transformer, TransformerConfig, stack_layers, unstack_layers
+
+LAYOUT = Layout("teacher_forcing", block=2)
+
+
+@pytest.fixture(scope="module")
+def system(tiny):
+    return tiny(LAYOUT, depth=3)
+
+
+def outputs_and_gradients(system, params, **sizes):
+    """Outputs of a variant of the system's model, and gradients of their sum of squares."""
+    config = system.model.config
+    model = Transformer(TransformerConfig(**{**vars(config), **sizes}))
+
+    @jax.jit
+    def both(params):
+        def loss(params):
+            out, kv = model.apply({"params": params}, system.streams, system.condition, system.mask)
+            return jnp.sum(out["noisy"] ** 2) + jnp.sum(out["clean"] ** 2), (out, kv)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, (out, kv) = both(params)
+    return out, kv, gradients
+
+
+@pytest.fixture(scope="module")
+def plain(system):
+    return outputs_and_gradients(system, system.params)
+
+
+def assert_gradients_equal(one, two, limit=1e-5):
+    """Per leaf: |d| <= limit * (|g_leaf| + 1e-3 |g_all|)."""
+    whole = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(one)))
+
+    def check(path, a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        allowed = limit * (np.linalg.norm(a) + 1e-3 * whole)
+        assert np.linalg.norm(a - b) <= allowed, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(check, one, two)
+
+
+def test_every_parameter_is_at_work(plain):
+    """Else the comparisons below would compare zeros."""
+    _, _, gradients = plain
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        # A shift of every key alike moves no softmax: only there may a gradient vanish.
+        if not jax.tree_util.keystr(path).endswith("['k']['bias']"):
+            assert np.linalg.norm(leaf) > 1e-3, jax.tree_util.keystr(path)
+
+
+def test_scanned_layers_equal_unrolled_ones(system, plain):
+    out, kv, gradients = plain
+    scan_out, scan_kv, scan_gradients = outputs_and_gradients(system, stack_layers(system.params), layers="scan")
+    for name in out:
+        np.testing.assert_allclose(scan_out[name], out[name], atol=1e-5 * np.abs(out[name]).max())
+    for layer, pair in enumerate(kv):
+        for ours, theirs in zip(scan_kv, pair, strict=True):
+            np.testing.assert_allclose(ours[layer], theirs, atol=1e-5 * np.abs(theirs).max())
+    assert_gradients_equal(gradients, unstack_layers(scan_gradients))
+
+
+@pytest.mark.parametrize(
+    ("remat", "layers"), [("full", "unrolled"), ("dots_with_no_batch_dims_saveable", "unrolled"), ("full", "scan")]
+)
+def test_recomputed_layers_have_the_same_gradients(system, plain, remat, layers):
+    out, _, gradients = plain
+    params = stack_layers(system.params) if layers == "scan" else system.params
+    again, _, recomputed = outputs_and_gradients(system, params, remat=remat, layers=layers)
+    np.testing.assert_allclose(again["noisy"], out["noisy"], atol=1e-5 * np.abs(out["noisy"]).max())
+    assert_gradients_equal(gradients, unstack_layers(recomputed), limit=1e-6 if layers == "unrolled" else 1e-5)
+
+
+def test_stacking_goes_there_and_back(system):
+    stacked = stack_layers(system.params)
+    assert "block_0" not in stacked and jax.tree.leaves(stacked["blocks"])[0].shape[0] == 3
+    assert stack_layers(stacked) is stacked and unstack_layers(system.params) is system.params
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), system.params)
+    model = Transformer(TransformerConfig(**{**vars(system.model.config), "layers": "scan"}))
+    made = jax.eval_shape(model.init, jax.random.key(0), system.streams, system.condition, system.mask)["params"]
+    assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, stacked)
+
+
+def test_more_than_ten_layers_keep_their_order():
+    params = {f"block_{i}": {"w": np.full(1, i)} for i in range(12)} | {"head": np.zeros(1)}
+    stacked = stack_layers(params)
+    np.testing.assert_array_equal(stacked["blocks"]["w"][:, 0], np.arange(12))
+    assert {int(unstack_layers(stacked)[f"block_{i}"]["w"][0]) == i for i in range(12)} == {True}

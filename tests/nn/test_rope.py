@@ -1,0 +1,102 @@
+"""Positions: rotary ones against complex numbers, relative positions alone matter, and closed forms of the others."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from causal_diffusion.nn.rope import additive_table, axis_widths, rotary_table, rotate, sinusoid
+
+GRIDS = [(), (3,), (2, 3)]  # one, two and three axes with time
+rng = np.random.default_rng(0)
+
+
+def frequencies(width, theta):
+    return theta ** (-np.arange(0, width, 2) / width)
+
+
+def positions(frame, grid):
+    """(time, *space) of every token of every frame, [B, T, N, axes]."""
+    cells = np.array(list(itertools.product(*map(range, grid)))).reshape(int(np.prod(grid)), len(grid))
+    shape = (*frame.shape, len(cells))
+    time = np.broadcast_to(frame[..., None, None], (*shape, 1))
+    return np.concatenate([time, np.broadcast_to(cells, (*shape, len(grid)))], axis=-1)
+
+
+def test_every_channel_belongs_to_one_axis():
+    for width, axes in itertools.product(range(2, 130, 2), (1, 2, 3)):
+        shares = axis_widths(width, axes)
+        assert len(shares) == axes and sum(shares) == width and all(share % 2 == 0 for share in shares)
+        assert shares[0] >= max(shares[1:], default=0)
+
+
+def test_wan_splits_its_heads_in_44_42_42():
+    assert axis_widths(128, 3) == (44, 42, 42)
+    assert axis_widths(128, 1) == (128,)
+    with pytest.raises(ValueError, match="even width, not 7"):
+        axis_widths(7, 2)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_rotation_is_a_product_of_complex_numbers(grid):
+    frame, theta = np.array([[0, 1, 5], [7, 8, 300]]), 100.0
+    tokens = int(np.prod(grid))
+    x = rng.normal(size=(2, 3, tokens, 2, 12)).astype(np.float32)
+    turned = np.asarray(rotate(jnp.asarray(x), rotary_table(jnp.asarray(frame), grid, 12, theta)))
+    place = positions(frame, grid)
+    angle = np.concatenate(
+        [place[..., i, None] * frequencies(w, theta) for i, w in enumerate(axis_widths(12, 1 + len(grid)))], axis=-1
+    )
+    expected = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, :, :, None]
+    np.testing.assert_allclose(turned[..., 0::2] + 1j * turned[..., 1::2], expected, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(), (4,), (3, 4)], ids=str)
+def test_scores_depend_on_relative_positions_alone(grid):
+    """The same query and key at every place: their product is a function of the differences, along every axis."""
+    frame = np.array([[0, 1, 2, 3]])
+    tokens, axes = int(np.prod(grid)), 1 + len(grid)
+    q, k = (np.broadcast_to(v, (1, 4, tokens, 1, 12)).astype(np.float32) for v in rng.normal(size=(2, 12)))
+
+    def scores(shift):
+        table = rotary_table(jnp.asarray(frame + shift), grid, 12, 30.0)
+        a, b = (np.asarray(rotate(jnp.asarray(v), table)).reshape(-1, 12) for v in (q, k))
+        return a @ b.T
+
+    score = scores(0)
+    np.testing.assert_allclose(scores(500), score, atol=3e-4)  # in time also by moving the whole clip
+    place = positions(frame, grid).reshape(-1, axes)
+    by_difference = {}
+    for i, j in itertools.product(range(len(place)), repeat=2):
+        by_difference.setdefault(tuple(place[i] - place[j]), []).append(score[i, j])
+    assert max(np.ptp(values) for values in by_difference.values()) < 2e-5
+    for axis in range(axes):  # and along each axis they do depend on it
+        along = [values[0] for d, values in by_difference.items() if not any(np.delete(d, axis))]
+        assert len(along) > 2 and np.ptp(along) > 0.1
+
+
+def test_rotation_keeps_the_dtype():
+    x = jnp.ones((1, 2, 1, 1, 4), jnp.bfloat16)
+    assert rotate(x, rotary_table(jnp.arange(2)[None], (), 4)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_additive_positions_are_sines_and_cosines(grid):
+    frame, theta = np.array([[0, 2], [3, 40]]), 50.0
+    table = np.asarray(additive_table(jnp.asarray(frame), grid, 12, theta))
+    place = positions(frame, grid)
+    angle = np.concatenate(
+        [place[..., i, None] * frequencies(w, theta) for i, w in enumerate(axis_widths(12, 1 + len(grid)))], axis=-1
+    )
+    assert table.shape == (2, 2, int(np.prod(grid)), 12)
+    np.testing.assert_allclose(table, np.concatenate([np.sin(angle), np.cos(angle)], axis=-1), atol=1e-5)
+    assert len(np.unique(table.reshape(-1, 12).round(4), axis=0)) == 4 * int(np.prod(grid))  # every place its own
+
+
+def test_the_time_sinusoid_has_its_cosines_first():
+    t = np.array([0.0, 0.3, 1.0, 1000.0])
+    angle = t[:, None] * 10000.0 ** (-np.arange(4) / 4)
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+    np.testing.assert_allclose(sinusoid(t, 8), expected, atol=1e-4)

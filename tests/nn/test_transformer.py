@@ -1,0 +1,196 @@
+"""The transformer: what each input reaches, and that encoding a condition beforehand changes nothing."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from causal_diffusion.layout import Layout
+from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.nn.transformer import EncodedCondition, Stream, Transformer, TransformerConfig
+
+FORMS = [("linear", "linear"), ("table", "table"), ("linear", "none"), ("table", "linear")]
+
+
+@pytest.mark.parametrize(("modulation", "head"), FORMS)
+def test_a_level_modulates_its_own_frame_alone(tiny, modulation, head):
+    """Frames that do not see each other: another level in one of them leaves the bits of the others."""
+    system = tiny(modulation=modulation, head=head)
+    alone = np.eye(4, dtype=bool)
+    run = jax.jit(lambda streams: system.apply(streams=streams, mask=alone)["noisy"])
+    stream = system.streams["noisy"]
+    before = np.asarray(run(system.streams))
+    for frame in range(4):
+        t = stream.t.at[:, frame].add(-0.05)
+        after = np.asarray(run({"noisy": dataclasses.replace(stream, t=t)}))
+        others = np.arange(4) != frame
+        np.testing.assert_array_equal(after[:, others], before[:, others])
+        assert (np.abs(after - before)[:, frame].max(axis=(1, 2, 3)) > 1e-3).all()
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny):
+    return tiny(Layout("teacher_forcing"), frames=3)
+
+
+@pytest.fixture(scope="module")
+def run(teacher):
+    return jax.jit(lambda streams, condition: teacher.apply(streams=streams, condition=condition))
+
+
+def changed(one, two):
+    """Which samples and frames differ, bool [B, T]."""
+    return (np.asarray(one["noisy"]) != np.asarray(two["noisy"])).any(axis=(2, 3, 4))
+
+
+def test_every_condition_matters(teacher, run):
+    before = run(teacher.streams, teacher.condition)
+    for name, other in {
+        "label": jnp.array([[2], [0]]),
+        "text": teacher.condition.text + 0.1,
+        "text_mask": teacher.condition.text_mask.at[:, :, 1].set(False),
+    }.items():
+        after = run(teacher.streams, dataclasses.replace(teacher.condition, **{name: other}))
+        assert changed(before, after).all(), name
+    only = teacher.condition.text.at[1].add(1.0)  # and steers its own sample
+    after = run(teacher.streams, dataclasses.replace(teacher.condition, text=only))
+    np.testing.assert_array_equal(changed(before, after), [[False] * 3, [True] * 3])
+    hidden = teacher.condition.text.at[0, 0, 2].add(1.0)  # padding does not
+    after = run(teacher.streams, dataclasses.replace(teacher.condition, text=hidden))
+    assert not changed(before, after).any()
+
+
+def test_an_action_reaches_its_frame_and_those_after_it(teacher, run):
+    before = run(teacher.streams, teacher.condition)
+    noisy, clean = teacher.streams["noisy"], teacher.streams["clean"]
+    after = run(
+        {"clean": clean, "noisy": dataclasses.replace(noisy, action=noisy.action.at[:, 1].add(1.0))}, teacher.condition
+    )
+    np.testing.assert_array_equal(changed(before, after), [[False, True, False]] * 2)  # noisy blocks stay apart
+    after = run(
+        {"clean": dataclasses.replace(clean, action=clean.action.at[:, 1].add(1.0)), "noisy": noisy}, teacher.condition
+    )
+    np.testing.assert_array_equal(changed(before, after), [[False, False, True]] * 2)
+
+
+def test_no_action_is_an_action_that_is_not_given(teacher):
+    streams = {name: dataclasses.replace(s, action=None) for name, s in teacher.streams.items()}
+    absent = teacher.apply(streams=streams)
+    given = {
+        name: dataclasses.replace(s, action_given=jnp.zeros(s.t.shape, bool)) for name, s in teacher.streams.items()
+    }
+    np.testing.assert_array_equal(absent["noisy"], teacher.apply(streams=given)["noisy"])
+    assert changed(absent, teacher.apply()).all()
+
+
+@pytest.mark.parametrize("text_layers", [1, 2])
+def test_a_condition_encoded_beforehand_is_the_condition(tiny, text_layers):
+    system = tiny(text_layers=text_layers, frames=3)
+    encode = jax.jit(lambda c: system.model.apply({"params": system.params}, c, method=system.model.encode_condition))
+    encoded = encode(system.condition)
+    assert isinstance(encoded, EncodedCondition) and len(encoded.keys) == len(encoded.values) == 2
+    inline = system.apply()["noisy"]
+    np.testing.assert_allclose(system.apply(condition=encoded)["noisy"], inline, atol=1e-5 * np.abs(inline).max())
+
+
+def test_every_block_of_frames_may_have_its_own_condition(tiny):
+    """Conditions per block equal the whole-sample forwards of each, where frames do not see each other."""
+    system = tiny(frames=4)
+    wide = jax.tree.map(lambda a: jnp.concatenate([a, a[::-1]], axis=1), system.condition)  # two blocks of two frames
+    run = jax.jit(lambda condition: system.apply(condition=condition, mask=np.eye(4, dtype=bool))["noisy"])
+    both = np.asarray(run(wide))
+    swapped = run(jax.tree.map(lambda a: a[::-1], system.condition))
+    np.testing.assert_allclose(both[:, :2], run(system.condition)[:, :2], atol=1e-5)
+    np.testing.assert_allclose(both[:, 2:], swapped[:, 2:], atol=1e-5)
+    assert np.abs(both[:, 2:] - run(system.condition)[:, 2:]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("space", "patch"), [((), (1,)), ((6,), (1, 3)), ((4, 6), (1, 2, 3))], ids=["1-D", "2-D", "3-D"]
+)
+@pytest.mark.parametrize("positions", ["rotary", "additive"])
+def test_data_of_every_dimension_and_positions_that_matter(tiny, space, patch, positions):
+    system = tiny(space=space, patch=patch, positions=positions, batch=1, frames=3)
+    run = jax.jit(lambda streams: system.apply(streams=streams, mask=np.ones((3, 3), bool))["noisy"])
+    stream = system.streams["noisy"]
+    out = run(system.streams)
+    assert out.shape == (1, 3, *space, 2) and out.dtype == jnp.float32
+    later = run({"noisy": dataclasses.replace(stream, frame=stream.frame + jnp.array([[0, 0, 1]]))})
+    assert np.abs(out - later).max() > 1e-3
+    moved = run({"noisy": dataclasses.replace(stream, frame=stream.frame + 5)})
+    relative = np.abs(out - moved).max() < 1e-4
+    assert relative == (positions == "rotary")  # rotary positions know differences only
+
+
+def test_a_fresh_model_predicts_zero(tiny):
+    """The last layer starts at zero, as in DiT: training starts from the mean, whatever is inside."""
+    system = tiny(frames=2)
+    params = jax.jit(system.model.init)(jax.random.key(0), system.streams, system.condition, system.mask)["params"]
+    assert not np.asarray(system.apply(params=params)["noisy"]).any()
+
+
+def test_half_precision_stays_near_and_returns_float32(tiny):
+    exact, half = tiny(frames=3, dtype="float32"), tiny(frames=3, dtype="bfloat16")
+    one, two = exact.apply()["noisy"], half.apply()["noisy"]
+    assert two.dtype == jnp.float32
+    assert 0 < np.abs(one - two).max() < 0.1 * np.abs(one).max()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (dict(positions="learned"), "model.positions is 'learned'; it is one of rotary, additive"),
+        (dict(qk_norm="layer"), "model.qk_norm is 'layer'; it is one of full, head, none"),
+        (dict(modulation="film"), "model.modulation is 'film'; it is one of linear, table"),
+        (dict(head="big"), "model.head is 'big'; it is one of linear, table, none"),
+        (dict(text_layers=3), "model.text_layers is 3; it is one of 1, 2"),
+        (dict(layers="loop"), "model.layers is 'loop'; it is one of unrolled, scan"),
+        (dict(backend="flash"), "model.backend is 'flash'; it is one of reference"),
+        (dict(dtype="float16"), "model.dtype is 'float16'; it is one of auto, float32, bfloat16"),
+        (dict(remat="some"), "model.remat is 'some'; it is none, full or a name in jax.checkpoint_policies"),
+        (dict(patch=()), "model.patch is (): one entry for time and up to two for space, each >= 1"),
+        (dict(patch=(1, 0, 2)), "model.patch is (1, 0, 2): one entry for time and up to two for space, each >= 1"),
+    ],
+)
+def test_unknown_choices_are_refused(wrong, named):
+    with pytest.raises(ValueError) as refusal:
+        TransformerConfig(**wrong)
+    assert str(refusal.value) == named
+
+
+@pytest.mark.parametrize(("width", "heads"), [(10, 4), (12, 4), (5, 1), (1, 3)])
+def test_a_width_that_heads_cannot_share_names_one_that_they_can(width, heads):
+    with pytest.raises(ValueError, match=f"model.width is {width} and model.heads is {heads}") as refusal:
+        TransformerConfig(width=width, heads=heads)
+    TransformerConfig(width=int(re.search(r"width = (\d+) would do", str(refusal.value))[1]), heads=heads)
+
+
+# Parameter counts of published systems.
+
+
+def count(config, space=()):
+    """Parameters of a model, without making any."""
+    frames = np.zeros((1, 2), np.int32)
+    stream = Stream(x=np.zeros((1, 2, *space, config.channels)), t=np.zeros((1, 2)), frame=frames)
+    text = Condition(text=np.zeros((1, 1, 3, config.text))) if config.text else Condition()
+    model = Transformer(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {"noisy": stream}, text, np.ones((2, 2), bool))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+
+CMDM = dict(width=512, depth=8, heads=4, mlp=1024, patch=(1,), channels=64, text=768, head="none")
+WAN_1_3B = dict(
+    width=1536, depth=30, heads=12, mlp=8960, patch=(1, 2, 2), channels=16, text=4096, text_layers=2,
+    modulation="table", head="table",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_published_sizes_have_the_published_parameter_counts(layers):
+    # Counted from the released Causal-DiT of CMDM.
+    assert count(TransformerConfig(**CMDM, layers=layers)) == 38_697_024
+    # diffusers 0.42.1, WanTransformer3DModel of these sizes on torch's meta device; test_wan.py counts it again.
+    assert count(TransformerConfig(**WAN_1_3B, layers=layers), (4, 4)) == 1_418_996_800
