@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from causal_diffusion import checkpoint
-from causal_diffusion.checkpoint import Checkpoints, load_tree, read_meta, save_tree
+from causal_diffusion.checkpoint import Checkpoints, load_tree, manager, manifest, read_meta, save_tree
 from causal_diffusion.errors import CheckpointError
 
 META = {"config": {"width": 16, "name": "tiny", "levels": [0.5, 1.0]}, "note": "ä"}
@@ -346,9 +346,9 @@ def test_old_ones_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     """Stop at each stage in turn: the one checkpoint that is kept is there until the next is sealed."""
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, ema=make_ema(1), meta={})
-    for stage in ("_seal", "_read_manifest", "_flush_folder"):
+    for stage in ((manager, "seal"), (manager, "read_manifest"), (manifest, "flush_folder")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, stage, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(*stage, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
             (tmp_path / "2").mkdir(exist_ok=True)
             with pytest.raises(KeyboardInterrupt):
                 store.save(2, ema=make_ema(2), meta={})
@@ -367,7 +367,7 @@ def test_full_disk_in_one_line(store, monkeypatch, stage, failure):
     def fail(*args, **options):
         raise failure
 
-    target, name = {"orbax": (ocp.CheckpointManager, "save"), "flush": (checkpoint, "_size_and_sha256"),
+    target, name = {"orbax": (ocp.CheckpointManager, "save"), "flush": (manifest, "_size_and_sha256"),
                     "manifest": (os, "replace")}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(target, name, fail)
@@ -388,7 +388,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_only_orbax_is_silenced_and_only_meanwhile(store, caplog):
-    with checkpoint._manager(store.directory):
+    with manager._manager(store.directory):
         logging.getLogger("absl").warning("from elsewhere")
     assert caplog.messages == ["from elsewhere"]
     assert logging.getLogger("absl").filters == []
@@ -413,7 +413,7 @@ PRELUDE = """
 
 def start(script: str, directory) -> subprocess.Popen:
     code = textwrap.dedent(PRELUDE) + textwrap.dedent(script)
-    root = os.path.dirname(os.path.dirname(checkpoint.__file__))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(checkpoint.__file__)))
     return subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(directory)], text=True, cwd=root,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

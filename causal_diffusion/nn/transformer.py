@@ -50,7 +50,7 @@ class TransformerConfig:
     mlp: int = 1024  # hidden width of the feed-forward
     patch: tuple[int, ...] = (1, 8, 8)  # frames, then one entry per spatial axis
     channels: int = 1  # of the data, in and out
-    positions: str = "rotary"  # or 'additive'
+    positions: str = "rotary"  # 'rotary' on all axes; 'additive'; 'both': rotary, and additive on space alone
     theta: float = 10000.0  # base of the position frequencies
     qk_norm: str = "full"  # RMS norm of q and k: 'full' width, per 'head', 'none'
     modulation: str = "linear"  # adaLN: 'linear' per block, or 'table' on a shared projection
@@ -67,7 +67,7 @@ class TransformerConfig:
 
     def __post_init__(self):
         choices = {
-            "positions": ("rotary", "additive"),
+            "positions": ("rotary", "additive", "both"),
             "qk_norm": ("full", "head", "none"),
             "modulation": ("linear", "table"),
             "head": ("linear", "table", "none"),
@@ -254,10 +254,11 @@ class Transformer(nn.Module):
         e = jnp.concatenate([self._embed_frames(s, condition) for s in streams.values()], axis=1)
         frame = jnp.concatenate([s.frame for s in streams.values()], axis=1)
         rotary = None
-        if c.positions == "rotary":
+        if c.positions != "additive":
             rotary = rope.rotary_table(frame, grid, c.width // c.heads, c.theta)
-        else:
-            x = x + rope.additive_table(frame, grid, c.width, c.theta).astype(dtype)
+        if c.positions != "rotary":
+            at = frame if c.positions == "additive" else jnp.zeros_like(frame)  # a stream never ends: no absolute time
+            x = x + rope.additive_table(at, grid, c.width, c.theta).astype(dtype)
         modulated = e
         if c.modulation == "table":
             modulated = self.projection(nn.silu(e)).reshape(*e.shape[:-1], 6, c.width)

@@ -1,5 +1,6 @@
 """Tiny transformers with every parameter away from its initial value."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,10 +15,18 @@ from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConf
 TINY = dict(width=16, depth=2, heads=2, mlp=24, patch=(1, 2, 2), channels=2, classes=3, action=2, text=5)
 
 
-def moved(params, scale=0.2):
-    """Every parameter plus noise: zero-initialised layers hide what is behind them, and ones hide their axis."""
+def random_params(model, *inputs):
+    """Normal parameters, none at zero: an output layer that starts at zero would hide all that is behind it."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda p: p + scale * rng.normal(size=p.shape).astype(np.float32), params)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, s: jnp.asarray(0.2 * rng.normal(size=s.shape) + (path[-1].key == "scale"), jnp.float32), shapes
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, streams, condition, mask):
+    return model.apply({"params": params}, streams, condition, mask)[0]
 
 
 class Tiny(NamedTuple):
@@ -31,14 +40,13 @@ class Tiny(NamedTuple):
 
     def apply(self, params=None, streams=None, condition=None, mask=None):
         """The outputs by stream; what is left out is the tiny model's own."""
-        given = (streams, condition, mask)
-        own = (self.streams, self.condition, self.mask)
-        inputs = (b if a is None else a for a, b in zip(given, own, strict=True))
-        return self.model.apply({"params": self.params if params is None else params}, *inputs)[0]
+        given = (params, streams, condition, mask)
+        own = (self.params, self.streams, self.condition, self.mask)
+        return apply(self.model, *(b if a is None else a for a, b in zip(given, own, strict=True)))
 
 
 def make(layout=None, frames=4, space=(4, 4), batch=2, **sizes) -> Tiny:
-    """A clip of ``frames`` under ``layout`` (default: frame_causal, block 1), and ``TINY`` with some ``sizes`` changed."""
+    """``TINY`` with some ``sizes`` changed, over ``frames`` frames under ``layout`` (frame_causal, block 1)."""
     config, layout = TransformerConfig(**TINY | sizes), layout or Layout("frame_causal")
     rng = np.random.default_rng(1)
 
@@ -60,10 +68,7 @@ def make(layout=None, frames=4, space=(4, 4), batch=2, **sizes) -> Tiny:
         text_mask=jnp.ones((batch, 1, 3), bool).at[0, 0, 2].set(False) if config.text else None,
     )
     model, mask = Transformer(config), layout.training_mask(frames)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), streams, condition, mask)["params"]
-    params = moved(jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes))
-    scales = jax.tree_util.tree_map_with_path(lambda path, p: p + (path[-1].key == "scale"), params)
-    return Tiny(model, scales, streams, condition, mask)
+    return Tiny(model, random_params(model, streams, condition, mask), streams, condition, mask)
 
 
 @pytest.fixture(scope="session")
