@@ -1,0 +1,116 @@
+"""What a run will cost: the table adds up, FLOPs follow from the sizes, memory holds the state."""
+
+import functools
+import math
+
+import jax
+import pytest
+
+from causal_diffusion.config import freeze, load_config
+from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
+from causal_diffusion.parallel.rules import param_shardings
+from causal_diffusion.recipe import build, parameter_count
+from causal_diffusion.training import state as states
+from causal_diffusion.training.report import aligned, memory_estimate, parameter_table, summary, training_flops
+from causal_diffusion.training.state import abstract_state
+from causal_diffusion.training.step import compile_step
+
+
+def recipe_of(*overrides, name="quickstart"):
+    return build(freeze(load_config(name, overrides)))
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def bytes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_the_table_adds_up():
+    recipe = recipe_of()
+    shapes, _ = abstract_state(recipe, one_device())
+    lines = parameter_table(recipe, one_device()).splitlines()
+    assert lines[0].split() == ["parameter", "shape", "sharding", "numbers", "bytes/device"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-2]}
+    leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
+    assert len(rows) == len(leaves)
+    for path, leaf in leaves:
+        shape, where, numbers, size = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
+        assert shape == "x".join(map(str, leaf.shape)) and where == "replicated"
+        assert numbers == f"{math.prod(leaf.shape):,}" and size == f"{4 * math.prod(leaf.shape):,}"
+    total = parameter_count(shapes.params)
+    assert total > 1_000_000
+    assert lines[-2].split() == ["total", f"{total:,}"]
+    assert lines[-1].split()[-1] == f"{bytes_of(shapes):,}"
+    assert len({len(line) for line in lines if "replicated" in line}) == 1  # flush right
+
+
+def test_bytes_per_device_shrink_with_fsdp(monkeypatch):
+    monkeypatch.setattr(states, "param_shardings", functools.partial(param_shardings, min_size=256))
+    recipe = recipe_of(name="quickstart:tiny")
+
+    def held(mesh):
+        return int(parameter_table(recipe, mesh).split()[-1].replace(",", ""))
+
+    whole, split = held(one_device()), held(make_mesh(MeshConfig(1, 8)))
+    assert whole / 8 < split < whole / 4
+
+
+def test_flops_are_those_of_the_matrix_products():
+    """Three times the forward pass (the first layers need no gradient of their input), plus elementwise work."""
+    recipe = recipe_of()
+    c, batch = recipe.model.config, recipe.config.train.batch
+    D, frames = c.width, 2 * recipe.frames - recipe.layout.block
+    N, P = (16 // 8) ** 2, 8 * 8 * c.channels
+    S = frames * N
+    per_clip = S * 2 * P * D * 2 + frames * 2 * (c.frequencies * D + D * D + 2 * D * D)
+    per_clip += c.depth * (S * (8 * D * D + 4 * D * c.mlp) + frames * 12 * D * D + 4 * S * S * D)
+    assert 0.95 < training_flops(recipe) / (3 * batch * per_clip) < 1.3
+
+
+@pytest.mark.parametrize("overrides", [["model.layers=scan"], ["model.remat=full"], ["train.accumulate=2"]], ids=str)
+def test_flops_do_not_depend_on_how_layers_are_run(overrides):
+    depth = "model.depth=3"
+    assert training_flops(recipe_of(depth, *overrides, name="quickstart:tiny")) == training_flops(
+        recipe_of(depth, name="quickstart:tiny"))
+
+
+def test_flops_grow_with_batch_and_depth():
+    few, many = (training_flops(recipe_of(f"train.batch={b}", name="quickstart:tiny")) for b in (8, 16))
+    assert many == pytest.approx(2 * few, rel=0.02)
+    one, two, three = (training_flops(recipe_of(f"model.depth={d}", name="quickstart:tiny")) for d in (1, 2, 3))
+    assert three - two == pytest.approx(two - one, rel=1e-3)
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_memory_and_summary(layers):
+    recipe = recipe_of(f"model.layers={layers}", name="quickstart:tiny")
+    mesh = one_device()
+    compiled = compile_step(recipe, mesh)
+    estimate = memory_estimate(compiled)
+    shapes, _ = abstract_state(recipe, mesh)
+    batch = recipe.config.train.batch * math.prod((recipe.frames, *recipe.frame_shape)) * 4
+    held = estimate["arguments and results"]
+    assert bytes_of(shapes) + batch <= held < 1.3 * bytes_of(shapes) + batch  # donated, so not twice
+    assert estimate["temporary"] > 0
+    assert estimate["total"] == held + estimate["temporary"]
+    text = summary(recipe, mesh, compiled)
+    assert f"{parameter_count(unstack_layers(shapes.params)):,}" in text
+    assert "quickstart: exact streaming" in text and "data 1, fsdp 1" in text
+    assert "8 clips of 6 frames, 20 steps" in text
+    assert f"{training_flops(recipe):,.0f} per step" in text
+    assert f"{estimate['total'] / 2**20:,.1f} MiB total" in text
+
+
+def test_why_streaming_is_approximate_is_told():
+    recipe = recipe_of("cache.dtype=bfloat16", name="quickstart:tiny")
+    mesh = one_device()
+    text = summary(recipe, mesh, jax.jit(lambda: 0).lower().compile())
+    assert "approximate streaming; approximate because keys and values are computed in float32" in text
+
+
+def test_aligned():
+    assert aligned([("a", "1"), ("bcd", "1,000")], right=(1,)) == "a        1\nbcd  1,000"
