@@ -71,13 +71,16 @@ class Layout:
     block: int = 1  # frames per block: they are denoised together and see each other
     window: int = 0  # frames seen before the own block; 0: as many as the training clip holds
     sinks: int = 0  # first frames of the sequence that are never forgotten
+    gap: int = 0  # training moves the sinks up to so many frames further into the past, see positions
 
     def __post_init__(self):
         if self.kind not in CLAUSES:
             raise ValueError(f"layout.kind is {self.kind!r}; it is one of {', '.join(CLAUSES)}")
+        if self.gap and not self.sinks:
+            raise ValueError(f"layout.gap is {self.gap} and layout.sinks is 0: nothing can be moved, gap = 0 would do")
         if self.block < 1:
             raise ValueError(f"layout.block is {self.block}; a block has at least 1 frame")
-        for name in ("window", "sinks"):
+        for name in ("window", "sinks", "gap"):
             size = getattr(self, name)
             if size < 0 or size % self.block:
                 low = max(0, size // self.block * self.block)
@@ -115,6 +118,19 @@ class Layout:
         if not self.separate_clean:
             return noisy
         return {"clean": Ids.of(CLEAN, np.arange(frames - self.block))} | noisy
+
+    def positions(self, frame: Array, gap: Array) -> Array:
+        """Indices in time of training frames when the sinks are moved ``gap`` frames into the past.
+
+        A stream leaves its sinks behind, to distances that no training clip shows. So training draws a gap per clip
+        and lets everything after the sinks happen that much later (randomised positions, Ruoss et al. 2023, arXiv
+        2305.16843): ``0 1 2 3 | 4 5 ..`` becomes ``0 1 2 3 | 4+gap 5+gap ..``. Who sees whom does not change.
+
+        Args:
+            frame: [..., T], counted without the gap.
+            gap: [...], a multiple of the block.
+        """
+        return frame + gap[..., None] * (frame >= self.sinks)
 
     def training_mask(self, frames: int) -> np.ndarray:
         """Static mask of a training clip over its concatenated streams, bool [T, T]."""

@@ -161,3 +161,19 @@ def test_unknown_kinds_and_empty_blocks_are_refused():
         Layout("causal")
     with pytest.raises(ValueError, match="layout.block is 0"):
         Layout(block=0)
+
+
+def test_a_gap_moves_everything_but_the_sinks_into_the_future():
+    layout = Layout("teacher_forcing", block=2, window=4, sinks=2, gap=6)
+    frame, gap = np.array([[0, 1, 2, 3, 4, 5]] * 3), np.array([0, 2, 6])
+    moved = layout.positions(frame, gap)
+    np.testing.assert_array_equal(moved, [[0, 1, 2, 3, 4, 5], [0, 1, 4, 5, 6, 7], [0, 1, 8, 9, 10, 11]])
+    np.testing.assert_array_equal(jax.jit(layout.positions)(frame, gap), moved)
+    for i in range(3):  # who sees whom does not change
+        ids = Ids.of(NOISY, moved[i])
+        unmoved = Layout("frame_causal", block=2, window=4, sinks=2).training_mask(6)
+        np.testing.assert_array_equal(Layout("frame_causal", block=2, window=4, sinks=2).visible(ids, ids), unmoved)
+    with pytest.raises(ValueError, match="layout.gap is 2 and layout.sinks is 0: nothing can be moved, gap = 0"):
+        Layout(block=2, gap=2)
+    with pytest.raises(ValueError, match="layout.gap is 3 and layout.block is 2.* gap = 2 or 4 would do"):
+        Layout(block=2, sinks=2, gap=3)

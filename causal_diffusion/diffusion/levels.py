@@ -9,7 +9,8 @@ single level:
 
 Where the layout keeps a clean copy, its blocks may be noised too, each with its own level from U(0, context), so
 that the network learns to distrust what it generated itself (noise augmentation, Valevski et al. 2024, arXiv
-2408.14837). ``label_context`` says whether it is told that level or told zero.
+2408.14837). Sinks stay clean: they are what was given. ``label_context`` says whether the network is told that level
+or told zero.
 """
 
 import dataclasses

@@ -104,7 +104,8 @@ class Pipeline:
             value, given, queue, held = take_actions(queue, held, waiting, batch, model.action)
             ramp = Action(value, given)
         keys = sample_keys(seed, batch)
-        state = self.init_state(self.params, keys, encoded, context, as_action(past), ramp, 0)
+        # The cursor is typed, so that `reset` finds this very program compiled.
+        state = self.init_state(self.params, keys, encoded, context, as_action(past), ramp, np.int32(0))
         return Session(self, Mark(state, condition, encoded, queue, held), seed)
 
     def resume(self, path) -> Session:

@@ -237,7 +237,8 @@ class Rollout:
     def commit(self, params, state: State, condition, block, frame, action: Action | None) -> State:
         """Puts clean frames [B, b, ...] with indices ``frame`` [B, b] (negative: nothing to commit) in the cache."""
         recipe = self.recipe
-        level = jnp.full(frame.shape, recipe.cache.commit_level, jnp.float32)
+        # Sinks stay clean, as in training.
+        level = jnp.where(frame < recipe.layout.sinks, 0.0, recipe.cache.commit_level)
         noisy = block
         if recipe.cache.commit_level:
             noisy = recipe.process.corrupt(block, self._noise(state.keys, frame[:, 0], 1), level)

@@ -22,7 +22,7 @@ from causal_diffusion.evaluation.video import psnr
 from causal_diffusion.render.files import write_png
 from causal_diffusion.render.plot import line_plot
 from causal_diffusion.render.sheet import contact_sheet
-from causal_diffusion.render.video import write_video
+from causal_diffusion.render.video import tile, write_video
 from causal_diffusion.training.report import aligned
 
 SAMPLES_SHOWN = 4
@@ -93,48 +93,62 @@ def mean_psnr(a, b) -> np.ndarray:
     return np.mean(np.minimum(psnr(a, b), 100.0), axis=0)
 
 
-def final(pipeline, clips: HeldOut, folder: Path) -> tuple[str, dict]:
-    """Streams, writes clip, contact sheet, curves and numbers into ``folder``; returns (table to print, numbers)."""
+class Final(NamedTuple):
+    """What ``final`` made: a table to print, the curves, pictures by name, and the clip that was written."""
+
+    table: str
+    curves: dict[str, np.ndarray]
+    pictures: dict[str, np.ndarray]
+    clip: np.ndarray
+
+
+def final(pipeline, clips: HeldOut, folder: Path) -> Final:
+    """Streams on from the held-out context and writes clip, contact sheet, curves and numbers into ``folder``."""
     config = pipeline.config
     streamed = stream_held_out(pipeline, clips)
     lines = curves(config, clips, streamed)
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = min(SAMPLES_SHOWN, len(streamed))
-    context = clips.video[:, : clips.context]
-    whole = np.concatenate([context, streamed], axis=1)
-    true = np.concatenate([context, clips.future], axis=1)
-    fps = config.data.fps or 10.0
-    rows = []
-    for i in range(shown):
-        rows += [("true future", true[i]), ("streamed", whole[i])]
-    sheet = contact_sheet(
-        rows,
-        context=clips.context,
-        train_length=config.data.frames,
-        group=2,
-        max_columns=18,
-        title=f"{config.name}: trained on {config.data.frames} frames, streamed for {clips.frames}",
-    )
-    write_png(folder / "stream.png", sheet)
-    write_video(folder / "stream.mp4", _pairs(true, whole, min(len(whole), 8)), fps)
-    marks = {"training length": config.data.frames - clips.context}
-    share = {"streamed": "recognised", "true frames": "recognised_true"}
+    shown, whole = rows(clips, streamed)
+    title = f"{config.name}: trained on {config.data.frames} frames, streamed for {clips.frames}"
+    length = config.data.frames
+    pictures = {
+        "stream": contact_sheet(
+            shown, context=clips.context, train_length=length, group=2, max_columns=18, title=title
+        ),
+        "psnr": line_plot(
+            {"streamed": lines["psnr"], "last frame copied": lines["psnr_copy"]},
+            title="PSNR against the true future", xlabel="streamed frame", ylabel="dB", x_start=1,
+            marks={"training length": length - clips.context},
+        ),
+    }
     if "recognised" in lines:
-        picture = line_plot(
-            {name: lines[key] for name, key in share.items()},
-            title="Frames in which the context's digit is recognised",
-            xlabel="streamed frame", ylabel="share", marks=marks, y_range=(0.0, 1.0), x_start=1,
+        pictures["recognised"] = line_plot(
+            {"streamed": lines["recognised"], "true frames": lines["recognised_true"]},
+            title="Frames in which the context's digit is recognised", xlabel="streamed frame", ylabel="share",
+            x_start=1, y_range=(0.0, 1.0), marks={"training length": length - clips.context},
         )
-        write_png(folder / "recognised.png", picture)
-    picture = line_plot(
-        {"streamed": lines["psnr"], "last frame copied": lines["psnr_copy"]},
-        title="PSNR against the true future", xlabel="streamed frame", ylabel="dB", marks=marks, x_start=1,
-    )
-    write_png(folder / "psnr.png", picture)
+    for name, pixels in pictures.items():
+        write_png(folder / f"{name}.png", pixels)
+    write_video(folder / "stream.mp4", tile(whole), config.data.fps or 10.0)
     numbers = {name: [round(float(x), 4) for x in curve] for name, curve in lines.items()}
     numbers |= {"clips": len(streamed), "context": clips.context, "frames": clips.frames}
     (folder / "evaluation.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    return table(lines, clips), numbers
+    return Final(table(lines, clips), lines, pictures, whole)
+
+
+def rows(clips: HeldOut, streamed: np.ndarray):
+    """(rows of a contact sheet, true and streamed in turn; the same clips as one batch [B, T, 2 H + 1, W, C])."""
+    shown = min(SAMPLES_SHOWN, len(streamed))
+    context = clips.video[:shown, : clips.context]
+    whole = np.concatenate([context, streamed[:shown]], axis=1)
+    true = np.concatenate([context, clips.future[:shown]], axis=1)
+    sheet = []
+    for i in range(shown):
+        sheet += [("true future", true[i, : whole.shape[1]]), ("streamed", whole[i])]
+    padded = np.full_like(whole, -1.0)  # where the truth ends, black
+    known = min(true.shape[1], whole.shape[1])
+    padded[:, :known] = true[:, :known]
+    bar = np.full((*whole.shape[:2], 1, *whole.shape[3:]), -0.6, np.float32)
+    return sheet, np.concatenate([padded, bar, whole], axis=2)
 
 
 def table(lines: dict[str, np.ndarray], clips: HeldOut) -> str:
@@ -165,15 +179,6 @@ def _held_out_source(config, frames):
         return make_source(dataclasses.replace(config.data, frames=frames), "test")
     except UserError:  # the stream then goes on past what is known
         return make_source(config.data, "test")
-
-
-def _pairs(true, streamed, clips):
-    """True above streamed, clip beside clip: [B, T, 2 H + 1, W, C]. Where the truth ends it stays black."""
-    T = streamed.shape[1]
-    padded = np.full((clips, T, *true.shape[2:]), -1.0, np.float32)
-    padded[:, : true.shape[1]] = true[:clips, :T]
-    bar = np.full((clips, T, 1, *true.shape[3:]), -0.6, np.float32)
-    return np.concatenate([np.concatenate([padded, bar, streamed[:clips]], axis=2)[i] for i in range(clips)], axis=2)
 
 
 def _digit_recogniser(config):

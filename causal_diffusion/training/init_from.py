@@ -25,16 +25,18 @@ def init_from(recipe: Recipe, state: TrainState, shardings: TrainState, path: st
     folder = Path(path) / "checkpoints" if (Path(path) / "checkpoints").is_dir() else Path(path)
     other = build(freeze(read_meta(folder).meta["config"])).streaming()
     like = jax.eval_shape(other.init_params, jax.random.key(0))
-    given = _by_path(Checkpoints(folder).restore({"ema": like}).ema)
+    restored = Checkpoints(folder).restore({"ema": like})
+    given = _by_path(restored.ema)
     fresh = _by_path(unstack_layers(state.params))
-    lines, taken = [], {}
+    lines = [f"  checkpoint {step} is damaged ({why}): using {restored.step}" for step, why in restored.skipped]
+    taken = {}
     for name, leaf in fresh.items():
         if name not in given:
             lines.append(f"  fresh    {name} {leaf.shape}: not in the checkpoint")
         elif given[name].shape != leaf.shape:
             lines.append(f"  fresh    {name} {leaf.shape}: the checkpoint has {given[name].shape}")
         else:
-            taken[name] = given[name]
+            taken[name] = jax.device_put(given[name], leaf.sharding)  # beside the fresh ones it may be stacked with
     lines += [f"  unused   {name} {leaf.shape}" for name, leaf in given.items() if name not in fresh]
     if not taken:
         raise CheckpointError(f"train.init_from is {path!r}: none of its parameters fits this model")

@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
@@ -17,6 +16,7 @@ from causal_diffusion.errors import CheckpointError
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.parallel.mesh import global_batch, make_mesh
 from causal_diffusion.recipe import Recipe, build
+from causal_diffusion.render.sheet import contact_sheet
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.training import evaluate
 from causal_diffusion.training.init_from import init_from
@@ -82,7 +82,7 @@ def train(config, workdir, source=None, held_out=None) -> Pipeline:
         loader.seek(start)
         logger = Logger(workdir, config.train.steps, start, config.log.every, pending)
         _write_config(config, workdir)
-        pipeline = Pipeline(config, jax.tree.map(np.asarray, _local(state.ema)))
+        pipeline = Pipeline(config, _for_sampling(state.ema))
         quick = functools.partial(_evaluate_quickly, recipe, pipeline, clips, logger)
 
         def save(step):
@@ -113,15 +113,17 @@ def train(config, workdir, source=None, held_out=None) -> Pipeline:
                         f"interrupted after step {step:,}, which is saved in {checkpoints.directory}; the same "
                         "command goes on from there"
                     )
+            # 5. What came of it.
+            pipeline.params = _for_sampling(state.ema)
+            if clips is not None and jax.process_index() == 0:
+                result = evaluate.final(pipeline, clips, workdir / "samples")
+                for tag, pixels in result.pictures.items():
+                    logger.image(config.train.steps, f"final/{tag}", pixels)
+                logger.video(config.train.steps, "final/stream", result.clip, config.data.fps or 10.0)
+                logger.write(f"\n{result.table}\nclip, contact sheet and curves are in {workdir / 'samples'}")
         finally:
             logger.close()
             loader.close()
-
-    # 5. What came of it.
-    pipeline.params = unstack_layers(jax.device_put(_local(state.ema), jax.local_devices()[0]))
-    if clips is not None and jax.process_index() == 0:
-        text, _ = evaluate.final(pipeline, clips, workdir / "samples")
-        _say(f"\n{text}\nclip, contact sheet and curves are in {workdir / 'samples'}")
     return pipeline
 
 
@@ -130,6 +132,8 @@ def _begin(recipe: Recipe, mesh, checkpoints: Checkpoints) -> tuple[TrainState, 
     config = recipe.config
     shapes, shardings = abstract_state(recipe, mesh)
     if checkpoints.latest() is None:
+        if checkpoints.directory.is_dir() and any(checkpoints.directory.iterdir()):
+            _say(f"no complete checkpoint is in {checkpoints.directory}: starting from step 0")
         state = sharded_state(recipe, mesh, config.seed)
         if config.train.init_from:
             state, report = init_from(recipe, state, shardings, config.train.init_from)
@@ -162,22 +166,23 @@ def _evaluate_quickly(recipe, pipeline, clips, logger, step, state):
         return
     frames = recipe.frames
     loss = held_out_loss(recipe, state.ema, clips.video[:, :frames], clips.condition)
-    pipeline.params = unstack_layers(jax.device_put(_local(state.ema), jax.local_devices()[0]))
+    pipeline.params = _for_sampling(state.ema)
     streamed = evaluate.stream_held_out(pipeline, clips, min(frames, clips.frames))
     known = clips.future[:, : streamed.shape[1]]
     model = evaluate.mean_psnr(streamed[:, : known.shape[1]], known)
     values = {"held_out/loss": loss, "held_out/next_frame_psnr": float(model[0]),
               "held_out/last_frame_psnr": float(model[-1])}
     logger.scalars(step, values)
-    shown = np.concatenate([clips.video[:4, : clips.context], streamed[:4]], axis=1)
-    logger.video(step, "held_out/stream", shown, recipe.config.data.fps or 10.0)
+    rows, whole = evaluate.rows(clips, streamed)
+    logger.video(step, "held_out/stream", whole, recipe.config.data.fps or 10.0)
+    logger.image(step, "held_out/sheet", contact_sheet(rows, context=clips.context, group=2, max_columns=18))
     logger.write(f"step {step:,}: held-out loss {loss:.4f}, next-frame PSNR {model[0]:.2f} dB, "
                  f"{known.shape[1]} frames on {model[-1]:.2f} dB")
 
 
-def _local(tree):
-    """Every leaf whole on the host (small models; sharded sampling has its own path)."""
-    return jax.device_get(tree)
+def _for_sampling(ema):
+    """Averaged parameters in canonical form, whole on one device, where the evaluation streams."""
+    return unstack_layers(jax.device_put(jax.device_get(ema), jax.local_devices()[0]))
 
 
 def _meta(config):

@@ -63,8 +63,12 @@ def compile_step(recipe: Recipe, mesh, spec: dict | None = None):
         )
     check_batch(mesh, config.batch, name="train.batch")
     spec = spec or element_spec(recipe.config.data)
-    if recipe.model.config.text and "text" not in spec:
-        raise UserError(f"model.text is {recipe.model.config.text} and the clips have no text: model.text = 0 would do")
+    text = recipe.model.config.text
+    if text and "text" not in spec:
+        raise UserError(f"model.text is {text} and the clips have no text: model.text = 0 would do")
+    if text and spec["text"].shape[-1] != text:
+        raise UserError(f"model.text is {text} and the clips have tokens of width {spec['text'].shape[-1]}: "
+                        "they must be equal")
     shapes, shardings = abstract_state(recipe, mesh)
     spec = batch_spec(spec, config.batch)
     rows = batch_sharding(mesh)

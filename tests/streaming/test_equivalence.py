@@ -15,9 +15,9 @@ BLOCKS = 6
 CONDITIONS = {"data.classes": 3, "data.action_dim": 2, "model.classes": 3, "model.action": 2, "model.text": 5}
 LAYOUTS = [
     ("teacher_forcing", 1, 3, 1),
-    ("teacher_forcing", 3, 6, 0),
-    ("frame_causal", 1, 2, 0),
-    ("frame_causal", 2, 4, 2),
+    ("frame_causal", 3, 6, 0),
+    pytest.param(("teacher_forcing", 2, 4, 2), marks=pytest.mark.full),
+    pytest.param(("frame_causal", 1, 2, 0), marks=pytest.mark.full),
 ]
 
 
@@ -69,31 +69,48 @@ def trained(recipe, params, clip):
     return clip.of_block(np.asarray(out["noisy"]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda a: "-".join(map(str, a)))
-def test_the_training_forward_is_what_the_cache_gives(config, layout):
-    kind, block, window, sinks = layout
-    recipe = build(
-        config(
-            **CONDITIONS,
-            **{"layout.kind": kind, "layout.block": block, "layout.window": window, "layout.sinks": sinks},
-        )
-    ).streaming()
-    assert recipe.kind == "exact" and window < (BLOCKS - 1) * block
-    rollout, clip = Rollout(recipe), Clip(recipe.layout, recipe.model.config, recipe.frame_shape)
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(recipe.init_params, jax.random.key(0))
-    params = jax.tree.map(lambda s: jnp.asarray(0.2 * rng.normal(size=s.shape), jnp.float32), shapes)
-    expected = trained(recipe, params, clip)
+class System:
+    """A recipe of one layout with random parameters, its clip, and what training computes for it."""
 
-    def predict(params, state, encoded, of_block):
+    def __init__(self, recipe):
+        self.recipe, self.rollout = recipe, Rollout(recipe)
+        self.clip = Clip(recipe.layout, recipe.model.config, recipe.frame_shape)
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(recipe.init_params, jax.random.key(0))
+        self.params = jax.tree.map(lambda s: jnp.asarray(0.2 * rng.normal(size=s.shape), jnp.float32), shapes)
+        self.trained = trained(recipe, self.params, self.clip)
+        assert (np.abs(self.trained).max(axis=(1, 2, 3, 4)) > 0.1).all()
+
+    def predict(self, params, state, encoded, of_block):
+        """The block that ``of_block`` cuts out of the clip, from the cache."""
+        clip = self.clip
         own = map(of_block, (clip.noisy, clip.t, clip.frame, clip.action, clip.given))
         x, t, frame, action, given = own
-        out, _ = rollout.predict(params, state, x, t, frame, NOISY, encoded, Action(action, given))
+        out, _ = self.rollout.predict(params, state, x, t, frame, NOISY, encoded, Action(action, given))
         return out[:, 0]
+
+
+@pytest.fixture
+def system(config):
+    """(kind, block, window, sinks) -> System, exact and with a window shorter than its clip."""
+
+    def system(kind, block, window, sinks):
+        layout = {"layout.kind": kind, "layout.block": block, "layout.window": window, "layout.sinks": sinks}
+        recipe = build(config(**CONDITIONS, **layout)).streaming()
+        assert recipe.kind == "exact" and window < (BLOCKS - 1) * block
+        return System(recipe)
+
+    return system
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_training_forward_is_what_the_cache_gives(system, layout):
+    """Every block at once. Sample i sits out at first and then commits its i blocks, so that block i is next."""
+    system = system(*layout)
+    rollout, clip = system.rollout, system.clip
 
     @jax.jit
     def streamed(params):
-        """Every block at once. Sample i sits out at first and then commits its i blocks, so that block i is next."""
         encoded = rollout.encode_condition(params, clip.condition)
 
         def commit(state, turn):
@@ -107,21 +124,29 @@ def test_the_training_forward_is_what_the_cache_gives(config, layout):
 
         state = rollout.init_state(params, sample_keys(0, clip.B), encoded)
         state, _ = jax.lax.scan(commit, state, jnp.arange(BLOCKS - 1))
-        return predict(params, state, encoded, clip.of_block)
+        return system.predict(params, state, encoded, clip.of_block)
+
+    error = np.abs(streamed(system.params) - system.trained)
+    assert error.max() < 1e-5 * np.abs(system.trained).max()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", [("teacher_forcing", 3, 6, 3), ("frame_causal", 1, 2, 1)], ids=str)
+def test_given_context_is_remembered_as_training_saw_it(system, layout):
+    """The last block after all others were given to ``init_state``."""
+    system = system(*layout)
+    rollout, clip = system.rollout, system.clip
 
     @jax.jit
-    def from_context(params):
-        """The last block after all others were given as context."""
+    def streamed(params):
         encoded = rollout.encode_condition(params, clip.condition)
         past, last = slice(None, -clip.b), slice(-clip.b, None)
         action = Action(clip.action[:, past], clip.given[:, past])
         state = rollout.init_state(params, sample_keys(0, clip.B), encoded, clip.clean[:, past], action)
-        return predict(params, state, encoded, lambda a: a[:, last])
+        return system.predict(params, state, encoded, lambda a: a[:, last])
 
-    largest = np.abs(expected).max()
-    assert (np.abs(expected).max(axis=(1, 2, 3, 4)) > 0.1).all()
-    assert np.abs(streamed(params) - expected).max() < 1e-5 * largest
-    assert np.abs(from_context(params) - expected[-1]).max() < 1e-5 * largest
+    error = np.abs(streamed(system.params) - system.trained[-1])
+    assert error.max() < 1e-5 * np.abs(system.trained).max()
 
 
 def test_a_cache_in_half_precision_is_named_an_approximation(config):

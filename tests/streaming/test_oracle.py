@@ -67,8 +67,9 @@ class Oracle:
             level: float [T], times of live frames.
         """
         recipe, T = self.recipe, self.x.shape[1]
-        frame, commit = np.arange(T), recipe.cache.commit_level
-        noised = (1 - commit) * self.x + commit * self.dirt if commit else self.x
+        frame = np.arange(T)
+        commit = np.where(frame < recipe.layout.sinks, 0.0, recipe.cache.commit_level)  # sinks stay clean
+        noised = (1 - commit)[:, None, None, None] * self.x + commit[:, None, None, None] * self.dirt
         x = np.where(clean[:, None, None, None], noised, self.x)
         ids = Ids(np.where(clean, CLEAN, NOISY), np.where(clean | live, frame, -1))
         mask = recipe.layout.visible(ids, ids) | (np.eye(T, dtype=bool) & ~(clean | live))

@@ -1,5 +1,7 @@
 """Starting from another run's parameters: what is taken, what is fresh, what is not used, and that it is said."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +9,11 @@ import pytest
 from causal_diffusion.checkpoint import Checkpoints
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import CheckpointError
-from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.nn.transformer import stack_layers, unstack_layers
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.recipe import build
 from causal_diffusion.training.init_from import init_from
-from causal_diffusion.training.state import abstract_state, sharded_state
+from causal_diffusion.training.state import TrainState, abstract_state
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,6 @@ def random_like(recipe, seed):
 
 def save(config, workdir, step=5, seed=0):
     """A checkpoint of random averages, as ``train`` writes them; returns them."""
-    import json
-
     ema = random_like(build(config), seed)
     Checkpoints(workdir / "checkpoints").save(step, ema=ema, meta={"config": json.loads(to_json(config))})
     return ema
@@ -41,10 +41,19 @@ def run(small2, tmp_path_factory):
     return workdir, save(small2(), workdir)
 
 
-def start(config, path):
+def fresh_state(config):
+    """(recipe, a state of random parameters on all devices, its shardings), without compiling an initialiser."""
     recipe, mesh = build(config), make_mesh()
-    _, shardings = abstract_state(recipe, mesh)
-    fresh = sharded_state(recipe, mesh, seed=1)
+    shapes, shardings = abstract_state(recipe, mesh)
+    params = random_like(recipe, seed=1)
+    params = stack_layers(params) if config.model.layers == "scan" else params
+    moments = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes.opt_state)
+    state = TrainState(np.int32(0), params, params, moments, jax.random.key(5))
+    return recipe, jax.tree.map(jax.device_put, state, shardings), shardings
+
+
+def start(config, path):
+    recipe, fresh, shardings = fresh_state(config)
     state, report = init_from(recipe, fresh, shardings, str(path))
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
@@ -110,9 +119,7 @@ def test_nothing_fits(small2, run, small):
     workdir, _ = run
     other = small("model.width=24", "model.heads=2", "model.mlp=40", "model.classes=0", "model.frequencies=32",
                   "model.qk_norm=none", "model.patch=(1, 4, 4)", "model.depth=1")
-    recipe, mesh = build(other), make_mesh()
-    _, shardings = abstract_state(recipe, mesh)
-    state = sharded_state(recipe, mesh, seed=1)
+    recipe, state, shardings = fresh_state(other)
     with pytest.raises(CheckpointError, match="none of its parameters fits this model") as error:
         init_from(recipe, state, shardings, str(workdir))
     assert str(workdir) in str(error.value) and "\n" not in str(error.value)

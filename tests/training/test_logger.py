@@ -56,7 +56,7 @@ def test_lines_after_the_checkpoint_and_half_a_line_are_cut(tmp_path):
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-@pytest.mark.parametrize("garbage", ['{"step": 9', '{"step": 9, "loss"', "\0\0\0\0", '{"loss": 1}\n', "[1]\n", "3\n"])
+@pytest.mark.parametrize("garbage", ['{"step": 9', '{"step": 9, "loss"', "\0\0\0\0", "null"])
 def test_whatever_a_crash_left_at_the_end_is_cut(tmp_path, garbage):
     log(tmp_path, 0, 6)
     whole = (tmp_path / "metrics.jsonl").read_bytes()

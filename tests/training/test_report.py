@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from causal_diffusion.config import freeze, load_config
-from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build, parameter_count
@@ -87,7 +86,7 @@ def test_flops_grow_with_batch_and_depth():
 
 @pytest.mark.parametrize("layers", ["unrolled", "scan"])
 def test_memory_and_summary(layers):
-    recipe = recipe_of(f"model.layers={layers}", name="quickstart:tiny")
+    recipe = recipe_of(f"model.layers={layers}", "model.depth=1", name="quickstart:tiny")
     mesh = one_device()
     compiled = compile_step(recipe, mesh)
     estimate = memory_estimate(compiled)
@@ -98,7 +97,7 @@ def test_memory_and_summary(layers):
     assert estimate["temporary"] > 0
     assert estimate["total"] == held + estimate["temporary"]
     text = summary(recipe, mesh, compiled)
-    assert f"{parameter_count(unstack_layers(shapes.params)):,}" in text
+    assert f"{parameter_count(shapes.params):,}" in text
     assert "quickstart: exact streaming" in text and "data 1, fsdp 1" in text
     assert "8 clips of 6 frames, 20 steps" in text
     assert f"{training_flops(recipe):,.0f} per step" in text

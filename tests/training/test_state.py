@@ -44,7 +44,10 @@ def recipe(small):
     return build(small())
 
 
-@pytest.mark.parametrize("sizes", [MeshConfig(8, 1), MeshConfig(1, 8), MeshConfig(2, 4)], ids=str)
+@pytest.mark.parametrize("sizes", [
+    pytest.param(MeshConfig(8, 1), marks=pytest.mark.full), pytest.param(MeshConfig(1, 8), marks=pytest.mark.full),
+    MeshConfig(2, 4),
+], ids=str)
 def test_a_fresh_state_is_the_same_on_every_mesh(recipe, sizes, monkeypatch):
     """Bit for bit; moments and averages lie where their parameter lies, and fsdp really splits."""
     monkeypatch.setattr(states, "param_shardings", functools.partial(param_shardings, min_size=64))

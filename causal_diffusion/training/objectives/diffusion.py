@@ -47,7 +47,7 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     b = layout.block
     chex.assert_shape(x0, (B, recipe.frames, *recipe.frame_shape))
     chex.assert_shape(batch["index"], (B,))
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 5))(batch["index"])
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
 
     def per_sample(use, draw):
         return jax.vmap(draw)(keys[:, use])
@@ -55,12 +55,15 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     t = jnp.repeat(per_sample(0, lambda k: levels.sample(k, T // b)), b, axis=1)
     eps = per_sample(1, lambda k: jax.random.normal(k, x0.shape[1:]))
     keep = per_sample(2, lambda k: jax.random.uniform(k) >= recipe.config.train.drop)
-    frame = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+    gap = b * per_sample(5, lambda k: jax.random.randint(k, (), 0, layout.gap // b + 1))
+    order = jnp.arange(T, dtype=jnp.int32)
+    frame = layout.positions(jnp.broadcast_to(order, (B, T)), gap)
     action = batch["action"] if recipe.model.config.action else None
     streams = {"noisy": Stream(process.corrupt(x0, eps, t), t, frame, action)}
     if layout.separate_clean:
         past = T - b
         level = jnp.repeat(per_sample(3, lambda k: levels.sample_context(k, past // b)), b, axis=1)
+        level = jnp.where(order[:past] < layout.sinks, 0.0, level)
         clean = x0[:, :past]
         if levels.context:
             noise = per_sample(4, lambda k: jax.random.normal(k, clean.shape[1:]))
