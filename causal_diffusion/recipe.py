@@ -128,21 +128,34 @@ def _check_shapes(config, frames, frame_shape, spec):
             f"data.frames = {low} would do"
         )
     if model.channels != frame_shape[-1]:
-        _refuse(f"model.channels is {model.channels} and the data have {frame_shape[-1]}: they must be equal")
+        _refuse(
+            f"model.channels is {model.channels} and the data have {frame_shape[-1]} channels: they must be equal, "
+            f"model.channels = {frame_shape[-1]} would do"
+        )
     if len(patch) != len(frame_shape):
-        _refuse(f"model.patch is {patch}: data of shape (time, {', '.join(map(str, frame_shape))}) "
-                f"need {len(frame_shape)} entries")
+        fitting = (1, *(math.gcd(size, patch[-1]) for size in frame_shape[:-1]))
+        _refuse(
+            f"model.patch is {patch} and the data are (time, {', '.join(map(str, frame_shape))}): one entry for every "
+            f"axis but the last, model.patch = {fitting} would do"
+        )
     if patch[0] != 1:
-        _refuse(f"model.patch is {patch}: streams advance by single frames, model.patch[0] = 1 would do")
+        _refuse(
+            f"model.patch is {patch}: streams advance by single frames, model.patch = {(1, *patch[1:])} would do"
+        )
     for name, size, part in zip(("data.height", "data.width"), frame_shape[:-1], patch[1:], strict=False):
         if size % part:
-            _refuse(f"{name} is {size} and model.patch is {patch}: {part} must divide it, "
-                    f"{max(1, round(size / part)) * part} would do")
+            _refuse(
+                f"{name} is {size} and model.patch is {patch}: {part} must divide it, "
+                f"{name} = {max(1, round(size / part)) * part} would do"
+            )
     if model.classes and "label" not in spec:
         _refuse(f"model.classes is {model.classes} and the data have no labels: model.classes = 0 would do")
     action = spec.get("action", (0, 0))[-1]
     if model.action and model.action != action:
-        _refuse(f"model.action is {model.action} and the data have {action} numbers per action: they must be equal")
+        _refuse(
+            f"model.action is {model.action} and the data have {action} numbers per action: they must be equal, "
+            f"model.action = {action} would do"
+        )
 
 
 def _check_sampling(config):

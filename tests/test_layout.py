@@ -140,10 +140,10 @@ def test_training_drops_only_what_nobody_reads():
 @pytest.mark.parametrize(
     ("wrong", "neighbours"),
     [
-        (dict(block=4, window=6), ("window = 4", "window = 8")),
-        (dict(block=3, window=2), ("window = 0", "window = 3")),
-        (dict(block=4, sinks=9), ("sinks = 8", "sinks = 12")),
-        (dict(block=2, sinks=-1), ("sinks = 0", "sinks = 2")),
+        (dict(block=4, window=6), ("layout.window = 4", "layout.window = 8")),
+        (dict(block=3, window=2), ("layout.window = 0", "layout.window = 3")),
+        (dict(block=4, sinks=9), ("layout.sinks = 8", "layout.sinks = 12")),
+        (dict(block=2, sinks=-1), ("layout.sinks = 0", "layout.sinks = 2")),
     ],
 )
 def test_refused_lengths_name_their_neighbours(wrong, neighbours):
@@ -153,7 +153,7 @@ def test_refused_lengths_name_their_neighbours(wrong, neighbours):
     for neighbour in neighbours:
         assert neighbour in said
         name, value = neighbour.split(" = ")
-        Layout(**wrong | {name: int(value)})
+        Layout(**wrong | {name.removeprefix("layout."): int(value)})
 
 
 def test_unknown_kinds_and_empty_blocks_are_refused():
@@ -173,7 +173,7 @@ def test_a_gap_moves_everything_but_the_sinks_into_the_future():
         ids = Ids.of(NOISY, moved[i])
         unmoved = Layout("frame_causal", block=2, window=4, sinks=2).training_mask(6)
         np.testing.assert_array_equal(Layout("frame_causal", block=2, window=4, sinks=2).visible(ids, ids), unmoved)
-    with pytest.raises(ValueError, match="layout.gap is 2 and layout.sinks is 0: nothing can be moved, gap = 0"):
+    with pytest.raises(ValueError, match="layout.gap is 2 and layout.sinks is 0: nothing can be moved, layout.gap = 0"):
         Layout(block=2, gap=2)
-    with pytest.raises(ValueError, match="layout.gap is 3 and layout.block is 2.* gap = 2 or 4 would do"):
+    with pytest.raises(ValueError, match="layout.gap is 3 and layout.block is 2.* layout.gap = 2 or 4 would do"):
         Layout(block=2, sinks=2, gap=3)

@@ -86,9 +86,13 @@ class Schedule:
         """The schedule as a stream sees it. ValueError where no window of blocks can hold it."""
         stride = float(OFFSETS[self.offset](self, np.ones(1))[0])
         if stride < 1 or stride != int(stride):
+            whole = {
+                "pyramid": f"schedule.stride = {max(1, round(self.stride))}",
+                "rolling": f"schedule.steps = {-(-self.steps // self.in_flight) * self.in_flight}",
+            }.get(self.offset, "schedule.offset = 'autoregressive'")
             raise ValueError(
-                f"schedule.offset is {self.offset!r} with {stride:g} rows between neighbours: a stream emits one "
-                "block every whole number of rows; choose steps and stride (or in_flight) so that it is whole"
+                f"schedule.offset is {self.offset!r} and schedule.steps is {self.steps}, so neighbours are {stride:g} "
+                f"rows apart: a stream emits one block every whole number of rows; {whole} would do"
             )
         stride = int(stride)
         in_flight = -(-self.steps // stride)

@@ -83,7 +83,7 @@ class TransformerConfig:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width is {self.width} and model.heads is {self.heads}: the width per head must be a whole "
-                f"even number, width = {2 * self.heads * max(1, round(self.width / (2 * self.heads)))} would do"
+                f"even number, model.width = {2 * self.heads * max(1, round(self.width / (2 * self.heads)))} would do"
             )
         if not 1 <= len(self.patch) <= 3 or min(self.patch) < 1:
             raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")

@@ -35,7 +35,7 @@ def parse_condition(
         if cond[key] is not None and not takes[key]:
             known = [k for k in KEYS if takes[k]]
             raise UserError(f"this model takes no {key!r}; it takes {', '.join(known) if known else 'no condition'}")
-    base = base or null_condition(model, batch)
+    steering, base = base is not None, base or null_condition(model, batch)
     label, text, mask = base.label, base.text, base.text_mask
     if cond.get("label") is not None:
         given = np.asarray(cond["label"])
@@ -44,15 +44,24 @@ def parse_condition(
         if given.size and (given.min() < -1 or given.max() >= model.classes):
             raise UserError(f"cond['label'] has {given.min()} .. {given.max()}; classes are 0 .. {model.classes - 1}")
         label = jnp.broadcast_to(jnp.asarray(given, jnp.int32).reshape(-1, 1), (batch, 1))
+    if cond.get("text_mask") is not None and cond.get("text") is None:
+        raise UserError("cond['text_mask'] comes without cond['text']; give both, or neither")
     if cond.get("text") is not None:
-        given = np.asarray(cond["text"], np.float32)
-        if given.ndim not in (2, 3) or given.shape[-1] != model.text or (given.ndim == 3 and len(given) != batch):
+        given = _numbers("cond['text']", cond["text"])
+        wide = given.ndim in (2, 3) and given.shape[-2] and given.shape[-1] == model.text
+        if not wide or (given.ndim == 3 and len(given) != batch):
             raise UserError(
                 f"cond['text'] is {_shape(given)}; it holds tokens of width {model.text}: [M, {model.text}] or "
                 f"[{batch}, M, {model.text}]"
             )
+        if steering and given.shape[-2] != text.shape[2]:
+            raise UserError(
+                f"cond['text'] has {given.shape[-2]} tokens and this stream began with {text.shape[2]}: all texts of a "
+                "stream have one length, padded where text_mask is False"
+            )
         text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-2:]))[:, None]
-        given = np.asarray(cond.get("text_mask", np.ones(text.shape[2])), bool)
+        given = cond.get("text_mask")
+        given = np.ones(text.shape[2], bool) if given is None else np.asarray(given, bool)
         if given.shape not in ((text.shape[2],), (batch, text.shape[2])):
             raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry per token, {text.shape[2]}")
         mask = jnp.broadcast_to(jnp.asarray(given), (batch, text.shape[2]))[:, None]
@@ -65,7 +74,7 @@ def parse_action(model: TransformerConfig, action, batch: int, name: str = "acti
         return None
     if not model.action:
         raise UserError("this model takes no actions")
-    given = np.asarray(action, np.float32)
+    given = _numbers(name, action)
     if given.ndim == 1:
         given = given[None]
     if given.ndim == 2:
@@ -75,20 +84,28 @@ def parse_action(model: TransformerConfig, action, batch: int, name: str = "acti
             f"{name} is {_shape(np.asarray(action))}; it is [{model.action}], [frames, {model.action}] or "
             f"[{batch}, frames, {model.action}]"
         )
-    if not np.isfinite(given).all():
-        raise UserError(f"{name} has a value that is not finite")
     return given
+
+
+def check_context_action(action: np.ndarray | None, context: np.ndarray, name: str) -> None:
+    """Refuses actions [B, T, A] of another length than the context [B, T, ...] that they belong to."""
+    if action is not None and action.shape[1] != context.shape[1]:
+        raise UserError(f"{name} has {action.shape[1]} frames and the context {context.shape[1]}: they must be equal")
 
 
 def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
     """Given frames [T, *space, C] or [B, T, *space, C], float in data range or uint8 -> float32 [B, T, ...]."""
     if context is None:
         return np.zeros((batch, 0, *recipe.frame_shape), np.float32)
+    numbers = _numbers("context", context)
     given = np.asarray(context)
+    if given.dtype != np.uint8 and not jnp.issubdtype(given.dtype, jnp.floating):
+        raise UserError(f"context is {_shape(given)}; it is float in [-1, 1], or uint8")
+    given = numbers / 127.5 - 1.0 if given.dtype == np.uint8 else numbers
     if given.ndim == 1 + len(recipe.frame_shape):
         given = np.broadcast_to(given[None], (batch, *given.shape))
     shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
-    if given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
+    if given.ndim < 2 or given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
         raise UserError(f"context is {_shape(np.asarray(context))}; it is {shape}, with or without the first axis")
     block, frames = recipe.layout.block, given.shape[1]
     if frames % block:
@@ -96,11 +113,6 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
         raise UserError(
             f"context has {frames} frames and a block has {block}: whole blocks are given, {low} or {low + block}"
         )
-    if given.dtype == np.uint8:
-        given = given.astype(np.float32) / 127.5 - 1.0
-    given = given.astype(np.float32)
-    if not np.isfinite(given).all():
-        raise UserError("context has a value that is not finite")
     return given
 
 
@@ -114,6 +126,17 @@ def as_action(value: np.ndarray | None) -> Action | None:
 def copy_tree(tree):
     """A copy on device, so that one may be donated and the other kept."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def _numbers(name, value):
+    """The value as finite float32."""
+    try:
+        given = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {str(value)[:40]!r}; it is an array of numbers") from None
+    if not np.isfinite(given).all():
+        raise UserError(f"{name} has a value that is not finite")
+    return given
 
 
 def _shape(array):

@@ -14,7 +14,13 @@ from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.recipe import build, null_condition
-from causal_diffusion.streaming.inputs import as_action, parse_action, parse_condition, parse_context
+from causal_diffusion.streaming.inputs import (
+    as_action,
+    check_context_action,
+    parse_action,
+    parse_condition,
+    parse_context,
+)
 from causal_diffusion.streaming.rollout import Action, Rollout, sample_keys
 from causal_diffusion.streaming.session import Mark, Session, take_actions
 
@@ -95,8 +101,7 @@ class Pipeline:
         context = parse_context(self.recipe, context, batch)
         queue = parse_action(model, cond.get("action"), batch, "cond['action']")
         past = parse_action(model, cond.get("context_action"), batch, "cond['context_action']")
-        if past is not None and past.shape[1] != context.shape[1]:
-            raise UserError(f"cond['context_action'] has {past.shape[1]} frames and the context {context.shape[1]}")
+        check_context_action(past, context, "cond['context_action']")
         encoded = self.encode_condition(self.params, condition)
         held, ramp = None, None
         if model.action and self.rollout.in_flight > 1:

@@ -16,7 +16,14 @@ from causal_diffusion.checkpoint import save_tree
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
-from causal_diffusion.streaming.inputs import as_action, copy_tree, parse_action, parse_condition, parse_context
+from causal_diffusion.streaming.inputs import (
+    as_action,
+    check_context_action,
+    copy_tree,
+    parse_action,
+    parse_condition,
+    parse_context,
+)
 from causal_diffusion.streaming.rollout import Action, State
 
 
@@ -63,6 +70,8 @@ class Session(Iterator):
     def take(self, blocks: int, action=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``."""
         config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
+        if blocks < 1:
+            raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
         given = parse_action(config.model, action, self.batch)
         if given is not None:
             b = rollout.block
@@ -136,6 +145,7 @@ class Session(Iterator):
         context = parse_context(recipe, None if context is None else np.asarray(context)[None], 1)
         context = np.broadcast_to(context, (self.batch, *context.shape[1:]))
         acted = parse_action(recipe.model.config, context_action, self.batch, "context_action")
+        check_context_action(acted, context, "context_action")
         cursor = (state.slots.cursor - context.shape[1]) % state.slots.window
         fresh = pipeline.init_state(
             pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor

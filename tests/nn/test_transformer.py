@@ -168,7 +168,7 @@ def test_unknown_choices_are_refused(wrong, named):
 def test_a_width_that_heads_cannot_share_names_one_that_they_can(width, heads):
     with pytest.raises(ValueError, match=f"model.width is {width} and model.heads is {heads}") as refusal:
         TransformerConfig(width=width, heads=heads)
-    TransformerConfig(width=int(re.search(r"width = (\d+) would do", str(refusal.value))[1]), heads=heads)
+    TransformerConfig(width=int(re.search(r"model.width = (\d+) would do", str(refusal.value))[1]), heads=heads)
 
 
 # Parameter counts of published systems.

@@ -70,23 +70,16 @@ def test_flops_are_those_of_the_matrix_products():
     assert 0.95 < training_flops(recipe) / (3 * batch * per_clip) < 1.3
 
 
-@pytest.mark.parametrize("overrides", [["model.layers=scan"], ["model.remat=full"], ["train.accumulate=2"]], ids=str)
-def test_flops_do_not_depend_on_how_layers_are_run(overrides):
-    depth = "model.depth=3"
-    assert training_flops(recipe_of(depth, *overrides, name="quickstart:tiny")) == training_flops(
-        recipe_of(depth, name="quickstart:tiny"))
+def test_flops_do_not_depend_on_how_layers_are_run():
+    one = training_flops(recipe_of("model.depth=2", name="quickstart:tiny"))
+    overrides = "model.depth=2", "model.layers=scan", "model.remat=full", "train.accumulate=2"
+    assert training_flops(recipe_of(*overrides, name="quickstart:tiny")) == one
+    twice = training_flops(recipe_of("model.depth=2", "train.batch=16", name="quickstart:tiny"))
+    assert twice == pytest.approx(2 * one, rel=0.02)
 
 
-def test_flops_grow_with_batch_and_depth():
-    few, many = (training_flops(recipe_of(f"train.batch={b}", name="quickstart:tiny")) for b in (8, 16))
-    assert many == pytest.approx(2 * few, rel=0.02)
-    one, two, three = (training_flops(recipe_of(f"model.depth={d}", name="quickstart:tiny")) for d in (1, 2, 3))
-    assert three - two == pytest.approx(two - one, rel=1e-3)
-
-
-@pytest.mark.parametrize("layers", ["unrolled", "scan"])
-def test_memory_and_summary(layers):
-    recipe = recipe_of(f"model.layers={layers}", "model.depth=1", name="quickstart:tiny")
+def test_memory_and_summary():
+    recipe = recipe_of("model.layers=scan", name="quickstart:tiny")
     mesh = one_device()
     compiled = compile_step(recipe, mesh)
     estimate = memory_estimate(compiled)
