@@ -29,7 +29,7 @@ def run(main) -> None:
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Trains a system from its config.")
+    parser = _Parser(prog="train.py", description="Trains a system from its config.")
     parser.add_argument("--config", required=True, help="configs/NAME.py, or NAME, with :variant if wanted")
     parser.add_argument("--workdir", help="folder of the run; needed unless --dry_run")
     parser.add_argument("--dry_run", action="store_true", help="print sizes, FLOPs and memory, and stop")
@@ -47,7 +47,7 @@ def train_main(arguments=None) -> None:
 
 def sample_main(arguments=None) -> None:
     """``sample.py``: see its docstring."""
-    parser = argparse.ArgumentParser(prog="sample.py", description="Streams from a trained system.")
+    parser = _Parser(prog="sample.py", description="Streams from a trained system.")
     parser.add_argument("--checkpoint", required=True, help="a run's workdir")
     parser.add_argument("--out", default="clip.mp4", help="video file to write: .mp4 or .gif")
     parser.add_argument("--frames", type=int, default=64, help="frames to stream")
@@ -74,6 +74,13 @@ def sample_main(arguments=None) -> None:
         context=options.context,
         fps=options.fps,
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage that argparse would print before it."""
+
+    def error(self, message):
+        raise UserError(f"{message}; {self.prog} --help lists what there is")
 
 
 def _parse(parser, arguments):

@@ -77,7 +77,9 @@ class Layout:
         if self.kind not in CLAUSES:
             raise ValueError(f"layout.kind is {self.kind!r}; it is one of {', '.join(CLAUSES)}")
         if self.gap and not self.sinks:
-            raise ValueError(f"layout.gap is {self.gap} and layout.sinks is 0: nothing can be moved, layout.gap = 0 would do")
+            raise ValueError(
+                f"layout.gap is {self.gap} and layout.sinks is 0: nothing can be moved, layout.gap = 0 would do"
+            )
         if self.block < 1:
             raise ValueError(f"layout.block is {self.block}; a block has at least 1 frame")
         for name in ("window", "sinks", "gap"):

@@ -10,7 +10,7 @@ Why these values (what was tried, with figures: docs/quickstart.md):
   predict x0           A digit lies on a thin manifold, its noise does not: a token of 192 numbers holds the one and
                        cannot pass on the other.
   levels uniform       The easy low levels teach the patches; skewed towards high noise it was 1.7 dB worse.
-  context 0.3, commit 0.15, window 4
+  context 0.5, commit 0.2, window 4
                        Against drift. Past frames are noised in training, and a little in the stream, so that their
                        flaws are not copied on; a short window forgets them soon.
   sinks 4, gap 64      The given frames stay in sight for ever, undamaged, however far the stream has come.
@@ -31,11 +31,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.model.update(positions="both", theta=100.0, modulation="table")
     c.layout = dict(kind="teacher_forcing", block=1, window=4, sinks=4, gap=64)
     c.process = dict(path="linear", predict="x0")
-    c.levels = dict(kind="independent", density="uniform", context=0.3)
+    c.levels = dict(kind="independent", density="uniform", context=0.5)
     c.schedule = dict(steps=2, offset="autoregressive")
     c.guidance = dict(kind="cfg", scale=3.0)
-    c.cache = dict(commit_level=0.15)
-    c.train = dict(steps=4200, batch=6, lr=3e-3, warmup=150, ema=0.998, drop=0.1)
+    c.cache = dict(commit_level=0.2)
+    c.train = dict(steps=4600, batch=6, lr=3e-3, warmup=150, ema=0.998, drop=0.1)
     c.evaluate = dict(clips=64, context=4, frames=48)
     c.log = dict(every=20, evaluate=2000, checkpoint=500)
     if variant == "tiny":

@@ -22,9 +22,16 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
         fps: of the file; None: that of the data, or 10.
     """
     config, block = pipeline.config, pipeline.recipe.layout.block
-    if frames < 1:
-        raise UserError(f"--frames is {frames}; at least 1 frame can be streamed")
+    for name, value in (("frames", frames), ("batch", batch)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; it is at least 1")
+    if fps is not None and not fps > 0:
+        raise UserError(f"--fps is {fps}; it is above 0")
     context = config.evaluate.context if context is None else context
+    if context < 0:
+        raise UserError(f"--context is {context}; it is 0 (start from nothing) or more held-out frames")
+    if context and config.data.source == "own":
+        raise UserError("data.source is 'own', so held-out clips are not known here: start from nothing, --context=0")
     cond, given = {}, None
     if label is not None:
         cond["label"] = label[0] if len(label) == 1 else label

@@ -57,6 +57,7 @@ def held_out(config: Config, source=None) -> HeldOut | None:
     chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
     elements = [source[int(i)] for i in chosen]
     stacked = {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+    _check_held_out(config, stacked)
     condition = {}
     if config.model.action:
         condition["context_action"] = stacked["action"][:, :context]
@@ -83,8 +84,8 @@ def curves(config: Config, clips: HeldOut, streamed: np.ndarray) -> dict[str, np
     if config.data.source in RECOGNISERS:
         recogniser = RECOGNISERS[config.data.source](config)
         labels = clips.condition["label"]
-        out["recognised"] = recogniser.score(streamed, labels)
-        out["recognised_true"] = recogniser.score(future, labels)
+        for name, video in (("recognised", streamed), ("recognised_true", future)):
+            out[name] = recogniser.score(np.mean(video, axis=-1, keepdims=True), labels)
     return out
 
 
@@ -171,6 +172,24 @@ def table(lines: dict[str, np.ndarray], clips: HeldOut) -> str:
         f"{lines['psnr_copy'][0]:.2f} dB ({gain:+.2f} dB), {len(clips.video)} clips\n"
         + aligned(rows, right=range(1, len(at) + 1))
     )
+
+
+def _check_held_out(config, stacked):
+    """A source that the user brought is only known by its first clip until here, and needed hours later."""
+    data, model, shape = config.data, config.model, stacked["video"].shape[1:]
+    stated = (data.height, data.width, data.channels)
+    if shape[1:] != stated:
+        raise UserError(f"held-out frames are {shape[1:]}; by the data section of the config they are {stated}")
+    if shape[0] <= config.evaluate.context:
+        raise UserError(
+            f"held-out clips have {shape[0]} frames and evaluate.context is {config.evaluate.context}: at least one "
+            "frame follows the context, longer clips would do"
+        )
+    for name, key in (("label", "classes"), ("action", "action"), ("text", "text")):
+        if getattr(model, key) and name not in stacked:
+            raise UserError(
+                f"held-out clips have no {name} and model.{key} is {getattr(model, key)}: give them what training has"
+            )
 
 
 def _held_out_source(config, frames):

@@ -54,6 +54,8 @@ def train(config, workdir, source=None, held_out=None) -> Pipeline:
     config, workdir = recipe.config, Path(workdir)
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.log.keep)
+    if checkpoints.latest() is not None:
+        _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
 
     # 1. Data. Order and augmentation are functions of the global sample index.
     augment = horizontal_flip if config.train.flip else None
@@ -139,7 +141,6 @@ def _begin(recipe: Recipe, mesh, checkpoints: Checkpoints) -> tuple[TrainState, 
             state, report = init_from(recipe, state, shardings, config.train.init_from)
             _say("parameters taken over:\n" + "\n".join(report))
         return state, 0, []
-    _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
     like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
     restored = checkpoints.restore({"train": like})
     for step, reason in restored.skipped:

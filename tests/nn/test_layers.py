@@ -64,9 +64,9 @@ def test_every_parameter_is_at_work(plain):
 @pytest.mark.parametrize(
     ("layers", "remat"),
     [
-        ("scan", "none"),
-        ("unrolled", "full"),
-        pytest.param("scan", "full", marks=pytest.mark.full),
+        ("scan", "full"),
+        pytest.param("scan", "none", marks=pytest.mark.full),
+        pytest.param("unrolled", "full", marks=pytest.mark.full),
         pytest.param("unrolled", "dots_saveable", marks=pytest.mark.full),
     ],
 )

@@ -11,7 +11,7 @@ from causal_diffusion.layout import Layout
 from causal_diffusion.nn.attention import BACKENDS
 
 LAYOUTS = [
-    Layout("frame_causal", block=1),
+    pytest.param(Layout("frame_causal", block=1), marks=pytest.mark.full),
     Layout("frame_causal", block=2, window=2, sinks=2),
     Layout("teacher_forcing", block=1, window=1, sinks=1),
     Layout("teacher_forcing", block=3, window=3),

@@ -112,7 +112,7 @@ def test_every_block_of_frames_may_have_its_own_condition(tiny):
 @pytest.mark.parametrize(
     ("space", "patch"), [((), (1,)), ((6,), (1, 3)), ((4, 6), (1, 2, 3))], ids=["1-D", "2-D", "3-D"]
 )
-@pytest.mark.parametrize("positions", ["rotary", "additive"])
+@pytest.mark.parametrize("positions", ["rotary", "additive", "both"])
 def test_data_of_every_dimension_and_positions_that_matter(tiny, space, patch, positions):
     system = tiny(space=space, patch=patch, positions=positions, batch=1, frames=3)
     stream = system.streams["noisy"]
@@ -145,7 +145,7 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (dict(positions="learned"), "model.positions is 'learned'; it is one of rotary, additive"),
+        (dict(positions="learned"), "model.positions is 'learned'; it is one of rotary, additive, both"),
         (dict(qk_norm="layer"), "model.qk_norm is 'layer'; it is one of full, head, none"),
         (dict(modulation="film"), "model.modulation is 'film'; it is one of linear, table"),
         (dict(head="big"), "model.head is 'big'; it is one of linear, table, none"),

@@ -36,17 +36,19 @@ SYSTEMS = {
     # Three blocks of two frames in flight, a window shorter than they are, no condition.
     "rolling": {
         "layout.kind": "frame_causal", "layout.block": 2, "layout.window": 2,
-        "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
+        "model.depth": 1, "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
         "schedule.t_max": 0.9, "cache.commit_level": 0.2,
     },
-    # A clean past in the noisy stream itself, and steps that the stride does not divide.
+    # Steps that the stride does not divide.
     "uneven": {
         "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 2, "model.qk_norm": "head",
         "process.predict": "x0", "schedule.steps": 5, "schedule.offset": "pyramid", "schedule.stride": 3.0,
     },
+    # One clean block after the other in one stream, no condition: the plainest of all.
     "causal": {
-        "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 3, "model.modulation": "table",
-        "model.head": "table", "model.positions": "additive", "process.predict": "x0", "schedule.steps": 2,
+        "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "model.modulation": "table", "model.head": "table", "model.positions": "additive",
+        "process.predict": "x0", "schedule.steps": 2,
     },
 }  # fmt: skip
 

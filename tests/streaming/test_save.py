@@ -12,7 +12,7 @@ import pytest
 from causal_diffusion.errors import CheckpointError
 from causal_diffusion.streaming.pipeline import Pipeline
 
-BOTH = pytest.mark.parametrize("name", ["teacher", "pyramid"])
+BOTH = pytest.mark.parametrize("name", ["pyramid", pytest.param("teacher", marks=pytest.mark.full)])
 
 
 @pytest.fixture
@@ -33,10 +33,9 @@ def saved(pipeline, inputs, tmp_path):
 @BOTH
 def test_a_saved_stream_goes_on_with_the_same_bits(saved, name):
     pipe, path, ahead = saved(name)
-    for _ in range(2):
-        stream = pipe.resume(path)
-        assert stream.seed == 6 and stream.batch == 2
-        np.testing.assert_array_equal(stream.take(5), ahead)
+    stream = pipe.resume(path)
+    assert stream.seed == 6 and stream.batch == 2
+    np.testing.assert_array_equal(stream.take(5), ahead)
     stream = pipe.resume(path)
     np.testing.assert_array_equal(np.concatenate([next(stream) for _ in range(5)], axis=1), ahead)
     stream.update({"label": 1}, when="in_flight", recache=True)  # and can do all that a stream can
@@ -44,7 +43,7 @@ def test_a_saved_stream_goes_on_with_the_same_bits(saved, name):
 
 
 def test_the_held_action_is_saved_too(saved):
-    pipe, path, ahead = saved("teacher", blocks=5)  # the queue has run out
+    pipe, path, ahead = saved("pyramid", blocks=9)  # the queue has run out
     np.testing.assert_array_equal(pipe.resume(path).take(5), ahead)
 
 
@@ -66,7 +65,7 @@ def test_the_stream_of_another_system_is_refused_by_name(saved, pipeline):
 
 
 def test_a_damaged_stream_is_refused(saved):
-    pipe, path, _ = saved("teacher")
+    pipe, path, _ = saved("pyramid")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

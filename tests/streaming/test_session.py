@@ -48,16 +48,16 @@ def test_generate_and_stream_give_the_same_bits(start, name):
     assert np.abs(other - clip[:, :b]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["pyramid", pytest.param("teacher", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["causal", pytest.param("pyramid", marks=pytest.mark.full)])
 def test_the_scan_is_a_loop_of_steps(start, name):
     """``advance`` against ``step`` called from Python, which donates nothing and gives the same twice."""
     pipe, given = start(name)
-    waiting = (pipe.rollout.in_flight - 1) * pipe.rollout.block
-    given["cond"]["action"] = given["cond"]["action"][:, : max(1, waiting)]  # and held from then on
+    action = None
+    if name == "pyramid":
+        held = given["cond"]["action"] = given["cond"]["action"][:, :1]  # and held from then on
+        action = Action(jnp.asarray(held), jnp.ones(held.shape[:2], bool))
     stream = pipe.stream(seed=1, **given)
     state, encoded = stream.mark().state, stream.mark().encoded
-    held = np.repeat(given["cond"]["action"][:, -1:], pipe.rollout.block, axis=1)
-    action = Action(jnp.asarray(held), jnp.ones(held.shape[:2], bool))
     step = jax.jit(pipe.rollout.step)
     blocks = []
     for _ in range(5):

@@ -5,14 +5,21 @@ import dataclasses
 import jax
 import pytest
 
-from causal_diffusion.config import EvaluateConfig, LogConfig, freeze, load_config
+from causal_diffusion.config import EvaluateConfig, LogConfig, freeze, override
 from causal_diffusion.training import loop
 
-SMALL = [
-    "data.frames=4", "layout.window=3", "model.width=16", "model.depth=1", "model.mlp=32",
-    "train.steps=12", "train.batch=8", "train.warmup=2", "train.decay=constant", "train.lr=3e-3",
-    "evaluate.clips=0", "log.every=3", "log.evaluate=0", "log.checkpoint=4",
-]
+SMALL = freeze({
+    "name": "small",
+    "data": dict(source="moving_digits", frames=4, height=16, width=16, channels=1),
+    "model": dict(width=16, depth=1, heads=2, mlp=32, patch=(1, 8, 8), channels=1, classes=10),
+    "layout": dict(kind="teacher_forcing", block=1, window=3),
+    "process": dict(predict="x0"),
+    "levels": dict(context=0.3),
+    "schedule": dict(steps=2),
+    "train": dict(steps=12, batch=8, lr=3e-3, warmup=2, decay="constant"),
+    "evaluate": dict(clips=0, context=2, frames=6),
+    "log": dict(every=3, evaluate=0, checkpoint=4),
+})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,8 +32,8 @@ def quick_compiles():
 
 @pytest.fixture(scope="session")
 def small():
-    """small('train.steps=3', ...): the quickstart with everything made small, as a frozen Config."""
-    return lambda *overrides: freeze(load_config("quickstart:tiny", [*SMALL, *overrides]))
+    """small('train.steps=3', ...): moving digits with everything small, as a frozen Config."""
+    return lambda *overrides: override(SMALL, overrides)
 
 
 @pytest.fixture(scope="session")

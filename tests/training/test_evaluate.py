@@ -235,8 +235,8 @@ def test_impossible_lengths_are_refused(small, context, frames):
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    (ArraySource(np.zeros((3, 8, 8, 8, 1), np.float32)), ("held-out", "(8, 8, 1)", "(16, 16, 1)")),
-    (ArraySource(np.zeros((3, 2, 16, 16, 1), np.float32)), ("held-out", "2 frames", "evaluate.context")),
+    (ArraySource(np.zeros((3, 8, 8, 8, 1), np.float32)), ("held-out frames are (8, 8, 1)", "(16, 16, 1)")),
+    (ArraySource(np.zeros((3, 2, 16, 16, 1), np.float32)), ("held-out clips have 2 frames", "evaluate.context is 2")),
 ])
 def test_held_out_clips_of_another_shape_are_refused_at_once(own_config, source, words):
     with pytest.raises(UserError) as error:

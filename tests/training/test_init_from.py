@@ -58,8 +58,9 @@ def start(config, path):
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
-    for p, e in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
-        assert p.addressable_shards[0].data.unsafe_buffer_pointer() != e.addressable_shards[0].data.unsafe_buffer_pointer()
+    for leaf, average in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+        p, e = (x.addressable_shards[0].data.unsafe_buffer_pointer() for x in (leaf, average))
+        assert p != e  # or donation would give one buffer away twice
     assert state.opt_state is fresh.opt_state and state.step is fresh.step
     return jax.device_get(unstack_layers(state.params)), jax.device_get(unstack_layers(fresh.params)), report
 

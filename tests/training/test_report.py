@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from causal_diffusion.config import freeze, load_config
+from causal_diffusion.config import freeze
 from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build, parameter_count
@@ -16,8 +16,19 @@ from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import compile_step
 
 
-def recipe_of(*overrides, name="quickstart"):
-    return build(freeze(load_config(name, overrides)))
+def recipe_of(**model):
+    """Wide enough that matrix products are most of the work."""
+    return build(freeze({
+        "name": "digits",
+        "data": dict(source="moving_digits", frames=12, height=16, width=16),
+        "model": dict(width=192, depth=5, heads=4, mlp=512, patch=(1, 8, 8), classes=10) | model,
+        "train": dict(steps=1600, batch=24),
+    }))
+
+
+@pytest.fixture(scope="module")
+def tiny(small):
+    return lambda *overrides: build(small("model.depth=2", *overrides))
 
 
 def one_device():
@@ -47,9 +58,9 @@ def test_the_table_adds_up():
     assert len({len(line) for line in lines if "replicated" in line}) == 1  # flush right
 
 
-def test_bytes_per_device_shrink_with_fsdp(monkeypatch):
+def test_bytes_per_device_shrink_with_fsdp(tiny, monkeypatch):
     monkeypatch.setattr(states, "param_shardings", functools.partial(param_shardings, min_size=256))
-    recipe = recipe_of(name="quickstart:tiny")
+    recipe = tiny()
 
     def held(mesh):
         return int(parameter_table(recipe, mesh).split()[-1].replace(",", ""))
@@ -70,16 +81,14 @@ def test_flops_are_those_of_the_matrix_products():
     assert 0.95 < training_flops(recipe) / (3 * batch * per_clip) < 1.3
 
 
-def test_flops_do_not_depend_on_how_layers_are_run():
-    one = training_flops(recipe_of("model.depth=2", name="quickstart:tiny"))
-    overrides = "model.depth=2", "model.layers=scan", "model.remat=full", "train.accumulate=2"
-    assert training_flops(recipe_of(*overrides, name="quickstart:tiny")) == one
-    twice = training_flops(recipe_of("model.depth=2", "train.batch=16", name="quickstart:tiny"))
-    assert twice == pytest.approx(2 * one, rel=0.02)
+def test_flops_do_not_depend_on_how_layers_are_run(tiny):
+    one = training_flops(tiny())
+    assert training_flops(tiny("model.layers=scan", "model.remat=full", "train.accumulate=2")) == one
+    assert training_flops(tiny("train.batch=16")) == pytest.approx(2 * one, rel=0.02)
 
 
-def test_memory_and_summary():
-    recipe = recipe_of("model.layers=scan", name="quickstart:tiny")
+def test_memory_and_summary(tiny):
+    recipe = tiny("model.layers=scan")
     mesh = one_device()
     compiled = compile_step(recipe, mesh)
     estimate = memory_estimate(compiled)
@@ -91,14 +100,14 @@ def test_memory_and_summary():
     assert estimate["total"] == held + estimate["temporary"]
     text = summary(recipe, mesh, compiled)
     assert f"{parameter_count(shapes.params):,}" in text
-    assert "quickstart: exact streaming" in text and "data 1, fsdp 1" in text
-    assert "8 clips of 6 frames, 20 steps" in text
+    assert "small: exact streaming" in text and "data 1, fsdp 1" in text
+    assert "8 clips of 4 frames, 12 steps" in text
     assert f"{training_flops(recipe):,.0f} per step" in text
     assert f"{estimate['total'] / 2**20:,.1f} MiB total" in text
 
 
-def test_why_streaming_is_approximate_is_told():
-    recipe = recipe_of("cache.dtype=bfloat16", name="quickstart:tiny")
+def test_why_streaming_is_approximate_is_told(tiny):
+    recipe = tiny("cache.dtype=bfloat16")
     mesh = one_device()
     text = summary(recipe, mesh, jax.jit(lambda: 0).lower().compile())
     assert "approximate streaming; approximate because keys and values are computed in float32" in text

@@ -68,7 +68,8 @@ def test_noise_depends_on_key_and_index_alone():
     streams, condition, *_ = look(recipe, batch)
     order = np.array([4, 0, 5, 2, 1, 3])
     moved, moved_condition, *_ = look(recipe, jax.tree.map(lambda x: x[order], batch))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[order], b), (streams, condition), (moved, moved_condition))
+    both = (streams, condition), (moved, moved_condition)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[order], b), *both)
     alone, *_ = look(recipe, jax.tree.map(lambda x: x[3:4], batch))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[3:4], b), streams, alone)
 

@@ -1,0 +1,190 @@
+"""The shipped configs: each builds, can be sized without data, and trains in its tiny variant as it is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+import pytest
+
+import causal_diffusion as cd
+from causal_diffusion.cli import train_main
+from causal_diffusion.config import config_folder, freeze, load_config, thaw
+from causal_diffusion.recipe import build, parameter_count
+from causal_diffusion.training import loop
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
+VARIANTS = {"quickstart": ("", "tiny"), "video_folder": ("", "gpu", "tiny")}
+ALL = [f"{name}:{variant}" if variant else name for name in NAMES for variant in VARIANTS[name]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Batches are as shipped, and eight devices would want multiples of eight."""
+    make_mesh = loop.make_mesh
+    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+
+def test_every_config_is_known_here():
+    assert NAMES == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_builds_and_survives_a_round_trip(name):
+    config = load_config(name)
+    assert freeze(thaw(freeze(config))) == freeze(config)
+    recipe = build(config)
+    assert recipe.config.name == name.partition(":")[0]
+    assert recipe.kind == "exact"
+    assert build(recipe.config).config == recipe.config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tiny_changes_sizes_steps_batch_and_data_only(name):
+    full, tiny = (freeze(load_config(n)) for n in (name, f"{name}:tiny"))
+    assert (full.process, full.levels, full.guidance, full.cache, full.seed) == (
+        tiny.process, tiny.levels, tiny.guidance, tiny.cache, tiny.seed)
+    assert full.layout.kind == tiny.layout.kind and full.layout.block == tiny.layout.block
+    assert full.schedule == tiny.schedule
+    sizes = {"width", "depth", "heads", "mlp", "frequencies"}
+    changed = {f for f in vars(full.model) if getattr(full.model, f) != getattr(tiny.model, f)}
+    assert changed <= sizes
+    assert tiny.train.steps <= 50
+    assert build(tiny).config.data.frames <= full.data.frames
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_docstring_says_how_to_run_it_and_what_to_expect(name):
+    text = (config_folder() / f"{name}.py").read_text().split('"""')[1]
+    assert f"python train.py --config=configs/{name}.py --workdir=" in text
+    for word in ("Command:", "Hardware:", "Expected:", "Method:"):
+        assert word in text
+    with pytest.raises(cd.UserError, match="no variant 'tinny'"):
+        load_config(f"{name}:tinny")
+
+
+@pytest.mark.parametrize("name", [n if n != "video_folder:gpu" else pytest.param(n, marks=pytest.mark.full)
+                                  for n in ALL if not n.endswith(":tiny")])
+def test_dry_run_needs_no_data(name, one_device, tmp_path, monkeypatch, capsys):
+    """Parameter table, total with separators, FLOPs and memory; the folder of videos does not exist."""
+    path, _, variant = name.partition(":")
+    monkeypatch.chdir(tmp_path)
+    train_main([f"--config={ROOT}/configs/{path}.py:{variant}".rstrip(":"), "--dry_run"])
+    said = capsys.readouterr().out
+    count = parameter_count(jax.eval_shape(build(load_config(name)).init_params, jax.random.key(0)))
+    assert count > 500_000
+    assert re.search(rf"^total +{count:,}$", said, re.MULTILINE)
+    flops = re.search(r"FLOPs +([\d,]+) per step", said)
+    assert int(flops[1].replace(",", "")) > 1e9
+    total = re.search(r"memory +([\d,.]+) MiB total", said)
+    assert float(total[1].replace(",", "")) * 2**20 > 16 * count  # parameters, average and two moments
+    assert not list(tmp_path.iterdir())
+
+
+def test_quickstart_tiny_trains_as_shipped(one_device, tmp_path, capsys):
+    train_main(["--config=quickstart:tiny", f"--workdir={tmp_path}"])
+    said = capsys.readouterr()
+    said = said.out + said.err
+    config = freeze(load_config("quickstart:tiny"))
+    check_run(config, tmp_path)
+    assert "held-out next-frame PSNR: model" in said and "copying the last frame" in said
+    assert "digit recognised, streamed" in said and "digit recognised, true frames" in said
+    assert (tmp_path / "samples/recognised.png").exists()
+    assert config.evaluate.context + config.evaluate.frames > config.data.frames  # it streams past its training length
+    board = next((tmp_path / "tensorboard").iterdir()).read_bytes()
+    assert b"held_out/stream" in board and b"GIF89a" in board and b"held_out/loss" in board
+
+
+def check_run(config, workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(
+        range(config.log.every, config.train.steps + 1, config.log.every))
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    numbers = json.loads((workdir / "samples/evaluation.json").read_text())
+    assert numbers["frames"] == config.evaluate.frames and numbers["context"] == config.evaluate.context
+    with av.open(str(workdir / "samples/stream.mp4")) as container:
+        assert len(list(container.decode(video=0))) == config.evaluate.context + config.evaluate.frames
+
+
+def write_videos(folder, count=4, frames=24, fps=8):
+    """Coloured squares that cross the picture."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        with av.open(str(folder / f"clip{index}.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=Fraction(fps))
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "bgr0"
+            colour = rng.integers(64, 256, 3)
+            for t in range(frames):
+                picture = np.zeros((32, 48, 3), np.uint8)
+                x = (index * 7 + t) % 40
+                picture[8:20, x : x + 8] = colour
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def with_path(folder, destination):
+    """configs/video_folder.py with nothing but its PATH edited."""
+    text = (config_folder() / "video_folder.py").read_text()
+    edited = re.sub(r'^PATH = ".*?"', f'PATH = "{folder}"', text, flags=re.MULTILINE)
+    assert edited != text
+    destination.write_text(edited)
+    return destination
+
+
+def test_video_folder_tiny_trains_on_own_videos(one_device, tmp_path, capsys):
+    write_videos(tmp_path / "videos")
+    (tmp_path / "videos/broken.mp4").write_bytes(b"not a video")
+    config = with_path(tmp_path / "videos", tmp_path / "video_folder.py")
+    train_main([f"--config={config}:tiny", f"--workdir={tmp_path / 'run'}"])
+    check_run(freeze(load_config(f"{config}:tiny")), tmp_path / "run")
+    said = capsys.readouterr()
+    assert "held-out next-frame PSNR: model" in said.out + said.err
+
+
+def test_clips_shorter_than_the_window_are_named(tmp_path):
+    write_videos(tmp_path / "videos", count=2, frames=3)
+    config = with_path(tmp_path / "videos", tmp_path / "video_folder.py")
+    with pytest.raises(cd.UserError, match="no training clip has data.frames=4 frames.*has 3.*at most 3") as error:
+        train_main([f"--config={config}:tiny", f"--workdir={tmp_path / 'run'}"])
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_video_folder_tiny_trains_on_real_footage(tmp_path):
+    """In a shell, editing nothing but the path."""
+    shared = Path(os.environ.get("CD_SHARED_DATA", ROOT.parent / "shared" / "data")) / "video"
+    if not shared.is_dir():
+        pytest.skip("the shared footage is not here (CD_SHARED_DATA)")
+    config = with_path(shared, tmp_path / "video_folder.py")
+    for name in ("train.py", "sample.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def python(*arguments):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    said = python("train.py", f"--config={config}:tiny", "--workdir=runs/video")
+    assert "held-out next-frame PSNR: model" in said
+    check_run(freeze(load_config(f"{config}:tiny")), tmp_path / "runs/video")
+    python("sample.py", "--checkpoint=runs/video", "--frames=5", "--batch=2", "--out=clip.mp4")
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 2 + 5

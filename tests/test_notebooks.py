@@ -1,0 +1,66 @@
+"""The notebooks: committed without outputs, and executed from top to bottom at tiny size."""
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def test_there_are_some():
+    assert [path.name for path in NOTEBOOKS] == ["quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_committed_without_outputs_and_is_python(path):
+    for cell in cells(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+        ast.parse("".join(cell["source"]))
+    metadata = json.loads(path.read_text())["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_public_names_exist(path):
+    """What it takes from the package is there, so that a renamed function is noticed in the first tier."""
+    import importlib
+
+    import causal_diffusion as cd
+
+    source = "\n".join("".join(cell["source"]) for cell in cells(path))
+    assert set(re.findall(r"\bcd\.(\w+)", source)) <= set(cd.__all__)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("causal_diffusion"):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("default")  # Jupyter's own
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="nbformat, nbclient and ipykernel come with the test extra")
+    nbclient = pytest.importorskip("nbclient", reason="nbformat, nbclient and ipykernel come with the test extra")
+    monkeypatch.setenv("CD_NOTEBOOK_VARIANT", ":tiny")
+    monkeypatch.setenv("CD_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    shown = [kind for output in outputs for kind in output.get("data", {})]
+    assert shown.count("image/gif") == 3 and "image/png" in shown  # the clips play inline
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "held-out next-frame PSNR" in text
+    assert (tmp_path / "run/checkpoints").is_dir()

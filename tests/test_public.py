@@ -1,0 +1,147 @@
+"""The public face: cheap to import, every name there, and one's own clips as training data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import causal_diffusion as cd
+from causal_diffusion.data.array_source import ArraySource
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_importing_costs_nothing():
+    code = """
+import sys
+import causal_diffusion
+heavy = {"jax", "jaxlib", "flax", "numpy", "orbax", "grain", "ml_collections", "av", "sklearn"} & set(sys.modules)
+print(sorted(heavy), [name for name in sys.modules if name.startswith("causal_diffusion.")])
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
+
+
+def test_every_public_name_resolves_and_is_documented():
+    assert {"Pipeline", "train", "load_config"} <= set(cd.__all__)
+    for name in cd.__all__:
+        value = getattr(cd, name)
+        assert value is not None
+        assert name == "__version__" or value.__doc__
+    assert dir(cd) == sorted(cd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        cd.Pipelin  # noqa: B018
+
+
+def test_loading_a_config_starts_no_backend():
+    """A TPU or GPU is taken only when something is computed."""
+    code = """
+import causal_diffusion as cd
+cd.freeze(cd.load_config("quickstart"))
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+T, TOKENS = 4, 3
+
+
+def clips(count, frames=T, seed=0):
+    """Grey clips that brighten by their action, with a class and two words of text."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 5, count)
+    action = rng.uniform(-1, 1, (count, frames, 2)).astype(np.float32)
+    video = rng.integers(0, 256, (count, frames, 8, 8, 1), dtype=np.uint8)
+    text = rng.standard_normal((count, TOKENS, 6)).astype(np.float32)
+    return ArraySource(video, label=label, action=action, text=text, text_mask=rng.random((count, TOKENS)) < 0.8)
+
+
+@pytest.fixture(scope="module")
+def own():
+    config = cd.load_config("quickstart:tiny", {
+        "name": "own", "data.source": "own", "data.frames": T, "data.height": 8, "data.width": 8, "data.classes": 5,
+        "data.action_dim": 2, "model.classes": 5, "model.action": 2, "model.text": 6, "model.patch": (1, 4, 4),
+        "model.width": 16, "model.depth": 1, "model.mlp": 32, "model.positions": "rotary",
+        "layout.window": 3, "layout.sinks": 0, "layout.gap": 0, "guidance.kind": "cfg", "guidance.scale": 2.0,
+        "train.batch": 8, "train.steps": 4, "train.warmup": 1, "log.every": 2, "log.evaluate": 2, "log.checkpoint": 4,
+        "evaluate.clips": 4, "evaluate.context": 2, "evaluate.frames": 5,
+    })
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(own, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("own")
+    return workdir, cd.train(own, workdir, source=clips(20), held_out=clips(6, frames=9, seed=1))
+
+
+def test_own_clips_with_every_condition_train_and_are_evaluated(trained):
+    workdir, _ = trained
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 2, 4] and "held_out/loss" in lines[1]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    numbers = json.loads((workdir / "samples/evaluation.json").read_text())
+    assert numbers["clips"] == 4 and len(numbers["psnr"]) == 5 and "recognised" not in numbers
+
+
+def test_the_pipeline_streams_under_these_conditions(trained):
+    workdir, pipeline = trained
+    given = clips(2, seed=2)
+    cond = {name: np.stack([given[i][name] for i in range(2)]) for name in ("label", "text", "text_mask", "action")}
+    video = pipeline.generate(seed=1, frames=3, batch=2, cond=cond)
+    assert video.shape == (2, 3, 8, 8, 1) and np.isfinite(video).all()
+    again = cd.Pipeline.from_checkpoint(workdir).generate(seed=1, frames=3, batch=2, cond=cond)
+    np.testing.assert_array_equal(video, again)
+
+
+def test_sampling_an_own_system_says_that_there_are_no_held_out_clips(trained, tmp_path):
+    from causal_diffusion.streaming.to_file import stream_to_file
+
+    workdir, pipeline = trained
+    with pytest.raises(cd.UserError, match="--context=0"):
+        stream_to_file(pipeline, tmp_path / "clip.mp4", frames=2, batch=2)
+    stream_to_file(pipeline, tmp_path / "clip.mp4", frames=2, batch=2, context=0)
+    assert (tmp_path / "clip.mp4").stat().st_size > 500
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (dict(text=np.zeros((20, TOKENS, 5))), ("model.text is 6", "width 5")),
+    (dict(text=None), ("model.text is 6", "no text")),
+    (dict(action=np.zeros((20, T, 3))), ("action of a clip is (4, 3)", "(4, 2)")),
+    (dict(action=None), ("action of a clip is missing",)),
+    (dict(label=None), ("label of a clip is missing",)),
+    (dict(video=np.zeros((20, T, 8, 12, 1))), ("video of a clip is (4, 8, 12, 1)", "(4, 8, 8, 1)")),
+])
+def test_wrong_shapes_are_refused_before_anything_is_written(own, tmp_path, change, words):
+    arrays = dict(video=np.zeros((20, T, 8, 8, 1)), label=np.zeros(20, np.int32), action=np.zeros((20, T, 2)),
+                  text=np.zeros((20, TOKENS, 6))) | change
+    source = ArraySource(**{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(cd.UserError) as error:
+        cd.train(own, tmp_path, source=source)
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_held_out_clips_nothing_is_evaluated(own, tmp_path):
+    config = cd.load_config("quickstart:tiny", {
+        "data.source": "own", "data.frames": T, "data.height": 8, "data.width": 8, "model.classes": 0,
+        "model.width": 16, "model.depth": 1, "guidance.kind": "none", "train.batch": 8, "train.steps": 2,
+        "train.warmup": 1, "log.every": 1, "log.evaluate": 1, "layout.window": 3, "layout.sinks": 0, "layout.gap": 0})
+    video = np.random.default_rng(0).uniform(-1, 1, (9, T, 8, 8, 1)).astype(np.float32)
+    cd.train(config, tmp_path, source=ArraySource(video))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and not (tmp_path / "samples").exists()
