@@ -12,6 +12,8 @@ import pytest
 
 import causal_diffusion as cd
 from causal_diffusion.data.array_source import ArraySource
+from causal_diffusion.streaming.to_file import stream_to_file
+from causal_diffusion.training import loop
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,12 +87,16 @@ def own():
 
 @pytest.fixture(scope="module")
 def trained(own, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("own")
-    return workdir, cd.train(own, workdir, source=clips(20), held_out=clips(6, frames=9, seed=1))
+    """(workdir, pipeline, compiled step)."""
+    workdir, compile_step, steps = tmp_path_factory.mktemp("own"), loop.compile_step, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_step", lambda *which: steps.append(compile_step(*which)) or steps[0])
+        pipeline = cd.train(own, workdir, source=clips(20), held_out=clips(6, frames=9, seed=1))
+    return workdir, pipeline, steps[0]
 
 
 def test_own_clips_with_every_condition_train_and_are_evaluated(trained):
-    workdir, _ = trained
+    workdir = trained[0]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 2, 4] and "held_out/loss" in lines[1]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
@@ -99,7 +105,7 @@ def test_own_clips_with_every_condition_train_and_are_evaluated(trained):
 
 
 def test_the_pipeline_streams_under_these_conditions(trained):
-    workdir, pipeline = trained
+    workdir, pipeline, _ = trained
     given = clips(2, seed=2)
     cond = {name: np.stack([given[i][name] for i in range(2)]) for name in ("label", "text", "text_mask", "action")}
     video = pipeline.generate(seed=1, frames=3, batch=2, cond=cond)
@@ -109,9 +115,7 @@ def test_the_pipeline_streams_under_these_conditions(trained):
 
 
 def test_sampling_an_own_system_says_that_there_are_no_held_out_clips(trained, tmp_path):
-    from causal_diffusion.streaming.to_file import stream_to_file
-
-    workdir, pipeline = trained
+    _, pipeline, _ = trained
     with pytest.raises(cd.UserError, match="--context=0"):
         stream_to_file(pipeline, tmp_path / "clip.mp4", frames=2, batch=2)
     stream_to_file(pipeline, tmp_path / "clip.mp4", frames=2, batch=2, context=0)
@@ -136,12 +140,10 @@ def test_wrong_shapes_are_refused_before_anything_is_written(own, tmp_path, chan
     assert not list(tmp_path.iterdir())
 
 
-def test_without_held_out_clips_nothing_is_evaluated(own, tmp_path):
-    config = cd.load_config("quickstart:tiny", {
-        "data.source": "own", "data.frames": T, "data.height": 8, "data.width": 8, "model.classes": 0,
-        "model.width": 16, "model.depth": 1, "guidance.kind": "none", "train.batch": 8, "train.steps": 2,
-        "train.warmup": 1, "log.every": 1, "log.evaluate": 1, "layout.window": 3, "layout.sinks": 0, "layout.gap": 0})
-    video = np.random.default_rng(0).uniform(-1, 1, (9, T, 8, 8, 1)).astype(np.float32)
-    cd.train(config, tmp_path, source=ArraySource(video))
+def test_without_held_out_clips_nothing_is_evaluated(own, trained, tmp_path, monkeypatch):
+    """And the parameters are the same: evaluation is no part of training."""
+    monkeypatch.setattr(loop, "compile_step", lambda recipe, mesh, spec: trained[2])
+    pipeline = cd.train(own, tmp_path, source=clips(20))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2] and not (tmp_path / "samples").exists()
+    assert [line["step"] for line in lines] == [2, 4] and not (tmp_path / "samples").exists()
+    jax.tree.map(np.testing.assert_array_equal, pipeline.params, trained[1].params)

@@ -5,13 +5,15 @@ an image summary as they are, so a GIF plays.
 """
 
 import io
+import os
+import socket
 import time
 from pathlib import Path
 
 from PIL import Image
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from causal_diffusion.render.files import png_bytes
 from causal_diffusion.render.video import gif_bytes, tile
@@ -58,18 +60,23 @@ class EventFile:
 
     def __init__(self, folder, start: int = 0):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(Path(folder) / "events"))
-        log = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=start + 1, session_log=log))
+        now = time.time()
+        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"  # no other run's
+        self._writer = RecordWriter(str(Path(folder) / name))
+        self._write(Event(wall_time=now, file_version="brain.Event:2"))
+        self._write(Event(wall_time=now, step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, summary: Summary, step: int) -> None:
         """Appends one summary."""
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Puts everything on disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and ends the file."""
+        """Flushes and ends the file; it is ended even where the rest of it cannot be written."""
         self._writer.close()
+
+    def _write(self, event) -> None:
+        self._writer.write(event.SerializeToString())

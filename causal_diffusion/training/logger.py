@@ -5,6 +5,7 @@ last. It is cut back to the checkpoint when a run is resumed, and the losses pen
 it, so the file of a run that was killed and resumed is byte for byte that of one that was not.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -87,12 +88,12 @@ class Logger:
             self._board.flush()
 
     def close(self) -> None:
-        """Ends the record."""
+        """Ends the record; on a full disk too, where each file has to be given up by itself."""
         if self._writes:
-            self.flush()
-            self._bar.close()
-            self._file.close()
-            self._board.close()
+            with contextlib.ExitStack() as last:
+                for part in (self._board, self._file, self._bar):
+                    last.callback(part.close)
+                self.flush()
 
 
 def _cut_back(path: Path, step: int) -> None:

@@ -12,7 +12,7 @@ from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
 from causal_diffusion.data.pipeline import Loader, horizontal_flip
 from causal_diffusion.data.sources import make_source, spec_of
-from causal_diffusion.errors import CheckpointError
+from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.parallel.mesh import global_batch, make_mesh
 from causal_diffusion.recipe import Recipe, build
@@ -53,6 +53,8 @@ def train(config, workdir, source=None, held_out=None) -> Pipeline:
     recipe = build(config)
     config, workdir = recipe.config, Path(workdir)
     mesh = make_mesh(config.mesh)
+    if (file := next((p for p in (workdir, *workdir.parents) if p.is_file()), None)) is not None:
+        raise UserError(f"workdir is {workdir}, and {file} is a file: name a folder")
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.log.keep)
     if checkpoints.latest() is not None:
         _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)

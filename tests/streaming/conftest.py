@@ -35,8 +35,8 @@ SYSTEMS = {
     },
     # Three blocks of two frames in flight, a window shorter than they are, no condition.
     "rolling": {
-        "layout.kind": "frame_causal", "layout.block": 2, "layout.window": 2,
-        "model.depth": 1, "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
+        "layout.kind": "frame_causal", "layout.block": 2, "layout.window": 2, "model.depth": 1,
+        "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
         "schedule.t_max": 0.9, "cache.commit_level": 0.2,
     },
     # Steps that the stride does not divide.

@@ -19,6 +19,6 @@ def test_a_stream_becomes_a_video(pipeline, tmp_path, capsys):
 
 
 def test_no_frames_are_no_video(pipeline, tmp_path):
-    with pytest.raises(UserError, match="--frames is 0; at least 1 frame can be streamed"):
+    with pytest.raises(UserError, match="^--frames is 0;"):
         stream_to_file(pipeline("causal"), tmp_path / "clip.mp4", frames=0)
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
 """A system that trains in a second, and what the training tests share."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from causal_diffusion.config import EvaluateConfig, LogConfig, freeze, override
@@ -38,20 +40,22 @@ def small():
 
 @pytest.fixture(scope="session")
 def train():
-    """The loop's ``train``, but one that compiles each step once for all tests."""
-    compile_step, compiled = loop.compile_step, {}
+    """The loop's ``train``, but one that compiles each program once for all tests and prints no summary."""
+    compile_step, sharded_state, compiled = loop.compile_step, loop.sharded_state, {}
 
-    def compile_once(recipe, mesh, spec=None):
+    def once(make, recipe, *arguments):
         config = dataclasses.replace(recipe.config, log=LogConfig(), evaluate=EvaluateConfig())
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=""))
-        key = (config, mesh, repr(spec))
+        key = (make, config, repr(arguments))
         if key not in compiled:
-            compiled[key] = compile_step(recipe, mesh, spec)
+            compiled[key] = make(recipe, *arguments)
         return compiled[key]
 
     def train(config, workdir, **sources):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "compile_step", compile_once)
+            patch.setattr(loop, "compile_step", functools.partial(once, compile_step))
+            patch.setattr(loop, "sharded_state", lambda *which: jax.tree.map(jnp.copy, once(sharded_state, *which)))
+            patch.setattr(loop, "summary", lambda *arguments: "")
             return loop.train(config, workdir, **sources)
 
     return train
