@@ -2,9 +2,9 @@
 
 Command:   python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 Hardware:  two CPU cores, about nine minutes, 1.4 GB.
-Expected:  printed at the end, for 64 held-out clips continued from four frames: next-frame PSNR 24.1 dB where copying
-           the last frame gives 17.7 dB; the given digit recognised in 97 / 91 / 88 / 83 / 75 % of the frames 1 / 4 / 8 /
-           16 / 48 (100 % of the true ones).
+Expected:  printed at the end, for 64 held-out clips continued from four frames: next-frame PSNR 24.1 dB, copying the
+           last frame 17.7 dB; the given digit recognised in 97 / 91 / 88 / 83 / 75 % of the frames 1 / 4 / 8 / 16 / 48
+           (100 % of the true ones).
 
 Method:    teacher forcing (ACDiT, arXiv 2412.07720): every noisy frame sees the clean past. With independent noise
            levels a first experiment lost the digit within a frame: most of the past they show is noise.

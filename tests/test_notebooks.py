@@ -48,8 +48,9 @@ def test_its_public_names_exist(path):
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason="nbformat, nbclient and ipykernel come with the test extra")
-    nbclient = pytest.importorskip("nbclient", reason="nbformat, nbclient and ipykernel come with the test extra")
+    import nbclient  # heavy, and needed here alone
+    import nbformat
+
     monkeypatch.setenv("CD_NOTEBOOK_VARIANT", ":tiny")
     monkeypatch.setenv("CD_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))

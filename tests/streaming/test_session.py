@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from causal_diffusion.streaming.rollout import Action, sample_keys
+from causal_diffusion.streaming.session import take_actions
 
 BATCH = 2
 BOTH = pytest.mark.parametrize("name", ["teacher", "pyramid"])
@@ -163,6 +166,26 @@ def test_actions_may_be_queued_or_given_block_by_block(start, name):
     parts = [by_hand.next(action=action[:, early + i * b : early + (i + 1) * b]) for i in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
     np.testing.assert_array_equal(by_hand.take(2), queued.take(2))  # both hold the last one now
+
+
+@given(queued=st.integers(0, 7), held=st.booleans(), turns=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_a_queue_runs_out_frame_by_frame(queued, held, turns):
+    """However the frames are asked for: the queue in order, then its last action, or the one held before, or none."""
+    rng = np.random.default_rng(0)
+    actions = rng.normal(size=(BATCH, queued + held, 3)).astype(np.float32)  # the first one is already held
+    past = actions[:, :1] if held else None
+    queue = actions[:, held:] if queued else None
+    last = actions[:, -1:] if queued + held else np.zeros((BATCH, 1, 3), np.float32)
+    expected = np.concatenate([actions[:, held:], np.repeat(last, sum(turns), axis=1)], axis=1)[:, : sum(turns)]
+    known = np.arange(sum(turns)) < (sum(turns) if queued + held else 0)
+    parts = []
+    for frames in turns:
+        value, given, queue, past = take_actions(queue, past, frames, BATCH, 3)
+        parts.append((value, given))
+    values, givens = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(givens, np.broadcast_to(known, givens.shape))
 
 
 @BOTH

@@ -177,6 +177,7 @@ def test_evaluation_changes_nothing_and_is_not_repeated(small, train, reference,
         return np.repeat(clips.video[:, clips.context - 1 : clips.context], frames or clips.frames, axis=1)
 
     monkeypatch.setattr(loop.evaluate, "stream_held_out", copy)
+    monkeypatch.setattr(loop.evaluate, "RECOGNISERS", {})
     config = small("evaluate.clips=2", "log.evaluate=6")
     train(config, tmp_path / "whole")
     stop_at(STOP, train, config, tmp_path / "parts", interrupt, Interrupted)
@@ -234,7 +235,7 @@ def test_killed_while_saving_and_resumed(config, train, reference, tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [
-    pytest.param(("train.accumulate=2", "model.layers=scan"), id="micro-batches, scanned layers"),
+    pytest.param(("train.accumulate=2", "model.layers=scan"), id="micro-batches, scanned", marks=pytest.mark.full),
     pytest.param(("mesh.fsdp=4",), id="fsdp", marks=pytest.mark.full),
 ])
 def test_other_runs_resume_bit_for_bit_too(small, train, tmp_path, overrides):
@@ -281,14 +282,17 @@ def test_only_half_a_checkpoint_starts_anew_and_says_so(small, train, reference,
     assert_same_run(config, tmp_path, reference[0], metrics=False)
 
 
-def test_elastic_keys_may_change_and_are_reported(small, train, reference, stopped, capsys):
-    """Another mesh, more steps, other cadences: allowed, told, and the loss goes on where it was."""
-    config = small("mesh.data=2", "mesh.fsdp=4", "train.steps=14", "log.every=2", "log.keep=3")
+@pytest.mark.parametrize("mesh", [
+    {}, pytest.param({"mesh.data": (-1, 2), "mesh.fsdp": (1, 4)}, marks=pytest.mark.full),
+], ids=["same mesh", "other mesh"])
+def test_elastic_keys_may_change_and_are_reported(small, train, reference, stopped, capsys, mesh):
+    """More steps, other cadences, another mesh: allowed, told, and the loss goes on where it was."""
+    changes = {"train.steps": (12, 14), "log.every": (3, 2), "log.keep": (2, 3)} | mesh
+    config = small(*(f"{key}={new}" for key, (_, new) in changes.items()))
     train(config, stopped)
     said = capsys.readouterr().out.splitlines()
-    for line in ("mesh.data = 2 (was -1)", "mesh.fsdp = 4 (was 1)", "train.steps = 14 (was 12)",
-                 "log.every = 2 (was 3)", "log.keep = 3 (was 2)"):
-        assert f"changed since the checkpoint: {line}" in said
+    for key, (old, new) in changes.items():
+        assert f"changed since the checkpoint: {key} = {new} (was {old})" in said
     lines = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 8, 10, 12, 14]
     assert read(config, stopped).step == 14

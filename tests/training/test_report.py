@@ -13,7 +13,6 @@ from causal_diffusion.recipe import build, parameter_count
 from causal_diffusion.training import state as states
 from causal_diffusion.training.report import aligned, memory_estimate, parameter_table, summary, training_flops
 from causal_diffusion.training.state import abstract_state
-from causal_diffusion.training.step import compile_step
 
 
 def recipe_of(**model):
@@ -87,20 +86,19 @@ def test_flops_do_not_depend_on_how_layers_are_run(tiny):
     assert training_flops(tiny("train.batch=16")) == pytest.approx(2 * one, rel=0.02)
 
 
-def test_memory_and_summary(tiny):
-    recipe = tiny("model.layers=scan")
-    mesh = one_device()
-    compiled = compile_step(recipe, mesh)
+def test_memory_and_summary(small, train):
+    recipe, mesh = build(small()), make_mesh()
+    compiled = train.compile_step(recipe, mesh)
     estimate = memory_estimate(compiled)
     shapes, _ = abstract_state(recipe, mesh)
-    batch = recipe.config.train.batch * math.prod((recipe.frames, *recipe.frame_shape)) * 4
+    batch = recipe.config.train.batch // 8 * math.prod((recipe.frames, *recipe.frame_shape)) * 4
     held = estimate["arguments and results"]
     assert bytes_of(shapes) + batch <= held < 1.3 * bytes_of(shapes) + batch  # donated, so not twice
     assert estimate["temporary"] > 0
     assert estimate["total"] == held + estimate["temporary"]
     text = summary(recipe, mesh, compiled)
     assert f"{parameter_count(shapes.params):,}" in text
-    assert "small: exact streaming" in text and "data 1, fsdp 1" in text
+    assert "small: exact streaming" in text and "data 8, fsdp 1" in text
     assert "8 clips of 4 frames, 12 steps" in text
     assert f"{training_flops(recipe):,.0f} per step" in text
     assert f"{estimate['total'] / 2**20:,.1f} MiB total" in text
