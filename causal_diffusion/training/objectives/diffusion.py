@@ -58,8 +58,10 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     gap = b * per_sample(5, lambda k: jax.random.randint(k, (), 0, layout.gap // b + 1))
     order = jnp.arange(T, dtype=jnp.int32)
     frame = layout.positions(jnp.broadcast_to(order, (B, T)), gap)
-    action = batch["action"] if recipe.model.config.action else None
-    streams = {"noisy": Stream(process.corrupt(x0, eps, t), t, frame, action)}
+    action, given = (batch["action"] if recipe.model.config.action else None), None
+    if action is not None and "action" in recipe.guidance.drop:
+        given = jnp.broadcast_to(keep[:, None], (B, T))
+    streams = {"noisy": Stream(process.corrupt(x0, eps, t), t, frame, action, given)}
     if layout.separate_clean:
         past = T - b
         level = jnp.repeat(per_sample(3, lambda k: levels.sample_context(k, past // b)), b, axis=1)
@@ -68,8 +70,8 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
         if levels.context:
             noise = per_sample(4, lambda k: jax.random.normal(k, clean.shape[1:]))
             clean = process.corrupt(clean, noise, level)
-        acted = None if action is None else action[:, :past]
-        streams = {"clean": Stream(clean, levels.context_label(level), frame[:, :past], acted)} | streams
+        acted, known = (None if a is None else a[:, :past] for a in (action, given))
+        streams = {"clean": Stream(clean, levels.context_label(level), frame[:, :past], acted, known)} | streams
     mask = jnp.asarray(layout.training_mask(T))
     condition = batch_condition(recipe, batch, keep)
     out, _ = recipe.model.apply({"params": params}, streams, condition, mask)
