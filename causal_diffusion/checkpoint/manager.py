@@ -19,11 +19,14 @@ either. A directory belongs to its :class:`Checkpoints`, which removes old and h
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import re
 import shutil
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,7 @@ class Checkpoints:
         json.dumps(documents)  # what JSON cannot hold is the caller's mistake: found before a byte is written
         try:
             _on_first_process(lambda: self._make_room(step))
+            _on_first_process(lambda: self._check_space(trees))
             with _manager(self.directory) as manager:
                 # Without `force`, orbax declines any step below the newest (which may be a damaged one).
                 if not manager.save(step, args=ocp.args.Composite(**items), force=True):
@@ -205,6 +209,21 @@ class Checkpoints:
                 raise CheckpointError(f"{folder} holds an intact checkpoint: move it away or save elsewhere")
         self._remove(step)
 
+    def _check_space(self, trees: dict[str, dict[str, Any]]) -> None:
+        """Takes the room that a checkpoint needs and gives it back: OSError where there is not enough.
+
+        Orbax finds a full disk in the middle, in a dozen threads that each print what befell them.
+        """
+        if not hasattr(os, "posix_fallocate"):  # macOS
+            return
+        size = sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values())
+        with tempfile.TemporaryFile(dir=self.directory) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size + 2**16)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot tell
+                    raise
+
     def _remove(self, step: int) -> None:
         for path in self._folders().get(step, ()):
             with contextlib.suppress(OSError):
@@ -257,5 +276,10 @@ def _manager(directory: Path):
         with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
                 max_to_keep=None, create=False, enable_async_checkpointing=False)) as manager:
             yield manager
+    except BaseException:
+        for thread in threading.enumerate():  # the others write on, into a folder that is about to be removed
+            if type(thread).__module__.startswith("orbax."):
+                threading.Thread.join(thread, timeout=60)
+        raise
     finally:
         logger.removeFilter(not_orbax)

@@ -37,10 +37,12 @@ def finish(process, timeout=300):
     return process.returncode, out, err
 
 
-def errors_in(err):
-    """What stderr says besides the bar: lines, without carriage returns."""
-    lines = [line.split("\r")[-1].strip() for line in err.splitlines()]
-    return [line for line in lines if line and "step/s]" not in line and "?step" not in line]
+def only_error(err):
+    """The one line on stderr besides progress bars."""
+    lines = [line.strip() for line in re.split("[\r\n]+", err)]
+    lines = [line for line in lines if line and "%|" not in line]
+    assert len(lines) == 1, "\n".join(lines)
+    return lines[0]
 
 
 def everything(workdir):
@@ -99,7 +101,7 @@ def test_interrupted(reference, tmp_path, number):
     process.send_signal(number)
     status, out, err = finish(process)
     assert status == 2
-    (line,) = errors_in(err)
+    line = only_error(err)
     step = latest(tmp_path)
     assert line == (f"error: interrupted after step {step}, which is saved in {tmp_path / 'checkpoints'}; the same "
                     "command goes on from there")
@@ -126,7 +128,7 @@ def test_full_disk_while_saving(reference, tmp_path):
     """A line of the record still fits, a checkpoint does not."""
     status, _, err = finish(start(tmp_path, before=FULL.format(limit=50_000)))
     assert status == 2
-    (line,) = errors_in(err)
+    line = only_error(err)
     assert re.fullmatch(rf"error: cannot save step 6 to {tmp_path / 'checkpoints'}: File too large; the last complete "
                         "one is step 3; make room there or choose another place, then start again", line)
     status, out, err = finish(start(tmp_path))
@@ -139,7 +141,7 @@ def test_full_disk_while_logging(reference, tmp_path):
     """Nothing fits any more: the record fails first, and the run neither hangs nor tells it twice."""
     status, _, err = finish(start(tmp_path, before=FULL.format(limit=100)))
     assert status == 2
-    (line,) = errors_in(err)
+    line = only_error(err)
     assert line.startswith("error: cannot ") and "File too large" in line
     assert latest(tmp_path) == 3
     status, out, err = finish(start(tmp_path))
@@ -149,11 +151,19 @@ def test_full_disk_while_logging(reference, tmp_path):
 
 
 def test_no_space_from_the_start(tmp_path):
-    before = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))"
+    before = """
+        import resource
+        from causal_diffusion.training import loop
+        begin = loop._begin
+        def fill_and_begin(*arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+            return begin(*arguments)
+        loop._begin = fill_and_begin
+    """
     status, _, err = finish(start(tmp_path / "run", before=before))
     assert status == 2
-    (line,) = errors_in(err)
-    assert line.startswith("error: cannot ")
+    line = only_error(err)
+    assert line.startswith(f"error: cannot write at {tmp_path / 'run'}") and "File too large" in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -161,5 +171,5 @@ def test_a_folder_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)
     status, _, err = finish(start(tmp_path / "run"))
     assert status == 2
-    (line,) = errors_in(err)
+    line = only_error(err)
     assert "Permission denied" in line
