@@ -84,8 +84,8 @@ def train(config, workdir, source=None, held_out=None) -> Pipeline:
         # 3. State: resumed, taken over, or fresh.
         state, start, pending = _begin(recipe, mesh, checkpoints)
         loader.seek(start)
-        logger = Logger(workdir, config.train.steps, start, config.log.every, pending)
         _write_config(config, workdir)
+        logger = Logger(workdir, config.train.steps, start, config.log.every, pending)
         pipeline = Pipeline(config, _for_sampling(state.ema))
         quick = functools.partial(_evaluate_quickly, recipe, pipeline, clips, logger)
 
@@ -197,6 +197,7 @@ def _meta(config):
 
 def _write_config(config, workdir):
     if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
         partial = workdir / "config.json.partial"
         partial.write_text(configs.to_json(config) + "\n")
         os.replace(partial, workdir / "config.json")

@@ -163,7 +163,7 @@ def test_no_space_from_the_start(tmp_path):
     status, _, err = finish(start(tmp_path / "run", before=before))
     assert status == 2
     line = only_error(err)
-    assert line.startswith(f"error: cannot write at {tmp_path / 'run'}") and "File too large" in line
+    assert line.startswith("error: cannot write: File too large")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
