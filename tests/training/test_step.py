@@ -75,7 +75,8 @@ def random_params(recipe, scale=0.25):
     tree = jax.eval_shape(recipe.streaming().init_params, jax.random.key(0))
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(1)
-    return jax.tree.unflatten(structure, [scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves])
+    leaves = [scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def norm(tree):
