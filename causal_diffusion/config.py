@@ -28,6 +28,7 @@ from causal_diffusion.diffusion.guidance import Guidance
 from causal_diffusion.diffusion.levels import Levels
 from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.schedule import Schedule
+from causal_diffusion.diffusion.solvers import SolverConfig
 from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.transformer import TransformerConfig
@@ -91,6 +92,7 @@ class Config:
     process: Process = Process()
     levels: Levels = Levels()
     schedule: Schedule = Schedule()
+    solver: SolverConfig = SolverConfig()
     guidance: Guidance = Guidance()
     cache: CacheConfig = CacheConfig()
     train: TrainConfig = TrainConfig()
@@ -106,6 +108,7 @@ ELASTIC = (
     "stream",
     "evaluate",
     "schedule",
+    "solver",
     "guidance",
     "cache",
     "train.steps",
@@ -254,9 +257,9 @@ def _checked(flat):
 
 def _nearest(word, known):
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0) if known else []
     tail = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
-    hint = tail[0] if tail else (close[0] if close else "")
+    close = difflib.get_close_matches(word, tail or known, n=1, cutoff=0.0)
+    hint = close[0] if close else ""
     return f"the nearest is {hint!r}" if hint else "there is none"
 
 

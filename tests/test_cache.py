@@ -28,21 +28,21 @@ def commit(slots, buffer, value, frame):
 def forget(slots, sample):
     """The slots with one sample's frames gone, as a reset leaves them."""
     gone = (jnp.arange(BATCH) == sample)[:, None]
-    return jax.tree.map(lambda a: jnp.where(gone, -1, a) if a.ndim else a, slots)
+    return jax.tree.map(lambda a: jnp.where(gone, cache.EMPTY, a) if a.ndim else a, slots)
 
 
 class ListCache:
     """What one sample remembers, as a Python list of the last ``window`` frames and a dict of sinks."""
 
-    def __init__(self, window, sinks, block):
-        self.sinks, self.block = sinks, block
+    def __init__(self, window, sinks, block, pad):
+        self.sinks, self.block = sinks - pad, block
         self.ring = collections.deque([None] * window, maxlen=window)
         self.first = {}
 
     def commit(self, frame, value):
-        """``frame`` of a block's first frame, negative where nothing is committed; the ring turns all the same."""
+        """``frame`` of a block's first frame, None where nothing is committed; the ring turns all the same."""
         for i in range(self.block):
-            here = None if frame < 0 else (frame + i, round(value + i / 100, 2))
+            here = None if frame is None else (frame + i, round(value + i / 100, 2))
             if here and here[0] < self.sinks:
                 self.first[here[0]] = here
                 here = None
@@ -53,7 +53,7 @@ class ListCache:
         self.ring = collections.deque([None] * len(self.ring), maxlen=len(self.ring))
 
     def content(self):
-        return sorted([*self.first.values(), *filter(None, self.ring)])
+        return sorted(held for held in [*self.first.values(), *filter(None, self.ring)] if held[0] >= 0)
 
 
 def content(slots, buffer, sample):
@@ -66,29 +66,34 @@ def content(slots, buffer, sample):
 
 
 @pytest.mark.parametrize(
-    ("block", "window", "sinks"), [(1, 3, 0), (1, 3, 1), (2, 4, 2), (2, 2, 4), (3, 9, 3)], ids=str
+    ("block", "window", "sinks", "pad"),
+    [(1, 3, 0, 0), (1, 3, 1, 0), (2, 4, 2, 0), (2, 2, 4, 1), (3, 9, 3, 0), (3, 6, 0, 2)],
+    ids=str,
 )
 @given(data=st.data())
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_the_ring_equals_a_list_of_the_last_frames(block, window, sinks, data):
-    """Commits, resets of single samples and samples that sit out, in any order, from any cursor."""
+def test_the_ring_equals_a_list_of_the_last_frames(block, window, sinks, pad, data):
+    """Commits, resets of single samples and samples that sit out, in any order, from any cursor.
+
+    Sequences begin ``pad`` frames before frame 0 where the first block is short; those frames count as held by nobody.
+    """
     cursor = block * data.draw(st.integers(0, window // block - 1))
-    slots = cache.empty(BATCH, window=window, sinks=sinks, block=block, cursor=cursor)
+    slots = cache.empty(BATCH, window=window, sinks=sinks, block=block, cursor=cursor, pad=pad)
     buffer = jnp.zeros((BATCH * BRANCHES, window + sinks, 2))
-    oracle = [ListCache(window, sinks, block) for _ in range(BATCH)]
-    frame = np.zeros(BATCH, int)
+    oracle = [ListCache(window, sinks, block, pad) for _ in range(BATCH)]
+    frame = np.full(BATCH, -pad)
     for _ in range(data.draw(st.integers(1, 3 * (window + sinks) // block + 2))):
         reset = data.draw(st.sampled_from([None, None, None, None, 0, 1, 2]))
         if reset is not None:
             slots = forget(slots, reset)
             oracle[reset].reset()
-            frame[reset] = 0
+            frame[reset] = -pad
         takes_part = np.array(data.draw(st.tuples(*[st.sampled_from([True, True, True, False])] * BATCH)))
         value = np.array([data.draw(st.integers(1, 1000)) for _ in range(BATCH)], np.float32)
-        first = np.where(takes_part, frame, -block)
-        slots, buffer = commit(slots, buffer, value, jnp.asarray(first[:, None] + np.arange(block), jnp.int32))
+        frames = np.where(takes_part[:, None], frame[:, None] + np.arange(block), cache.EMPTY)
+        slots, buffer = commit(slots, buffer, value, jnp.asarray(frames, jnp.int32))
         for sample in range(BATCH):
-            oracle[sample].commit(int(first[sample]), float(value[sample]))
+            oracle[sample].commit(int(frame[sample]) if takes_part[sample] else None, float(value[sample]))
             assert content(slots, buffer, sample) == oracle[sample].content()
         frame += np.where(takes_part, block, 0)
 
@@ -116,7 +121,8 @@ def test_a_commit_writes_its_own_slots_and_nothing_else():
     expected[:2, 2:4] = new[:2]
     np.testing.assert_array_equal(after, expected)
     frames = cache.commit(slots, frame)
-    assert frames.frame.tolist() == [[-1, -1, 2, 3] + [-1] * 6, [-1] * 6 + [8, 9, -1, -1]]
+    E = cache.EMPTY
+    assert frames.frame.tolist() == [[E, E, 2, 3] + [E] * 6, [E] * 6 + [8, 9, E, E]]
     assert int(frames.cursor) == 4 and frames.window == 6
 
 
@@ -146,8 +152,35 @@ def test_a_donated_buffer_is_written_in_place():
     assert memory.alias_size_in_bytes >= buffer.nbytes and memory.temp_size_in_bytes < buffer.nbytes // 4
 
 
-@pytest.mark.parametrize("wrong", [dict(commit_level=-0.1), dict(commit_level=1.5), dict(dtype="float16")])
+def test_a_short_first_block_is_padded_and_kept_as_a_sink():
+    slots = cache.empty(1, window=6, sinks=3, block=3, pad=2)
+    for first in (-2, 1, 4):
+        slots = cache.commit(slots, jnp.asarray([[first, first + 1, first + 2]], jnp.int32))
+    assert slots.frame.tolist() == [[-2, -1, 0, 4, 5, 6, 1, 2, 3]] and int(slots.cursor) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(kind="ring"), dict(commit_level=-0.1), dict(commit_level=1.5), dict(commit_data="dimmed"),
+        dict(commit_label="told"), dict(commit_label_at=1.5), dict(dtype="float16"),
+    ],
+)  # fmt: skip
 def test_config_refuses_what_makes_no_sense(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=rf"^cache\.{name} is [^\n]+$"):
         CacheConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "would_do"),
+    [
+        (dict(commit_label_at=0.5), dict(commit_label="fixed")),
+        (dict(commit_level=0.5, commit_data="clean", commit_label="fixed"), dict(commit_level=0.0)),
+    ],
+)
+def test_config_names_what_clashes_and_a_value_that_would_do(wrong, would_do):
+    ((name, value),) = would_do.items()
+    with pytest.raises(ValueError, match=rf"^cache\.\w+ is [^\n]+; cache.{name} = {value!r} would do$"):
+        CacheConfig(**wrong)
+    CacheConfig(**wrong | would_do)

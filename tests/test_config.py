@@ -1,7 +1,6 @@
 """Configs: checked key by key, overridden from a command line, written and read back, and their variants."""
 
 import dataclasses
-import importlib.util
 import json
 
 import ml_collections
@@ -22,35 +21,11 @@ from causal_diffusion.config import (
 from causal_diffusion.errors import UserError
 
 SHIPPED = sorted(path.stem for path in config_folder().glob("*.py"))
-SIZES = (
-    "data.", "log.", "evaluate.", "train.steps", "train.batch", "train.warmup", "layout.window", "stream.capacity",
-    "model.width", "model.depth", "model.heads", "model.mlp",
-)  # fmt: skip
-
 
 def write(folder, body):
     path = folder / "own.py"
     path.write_text(f"def get_config(variant=''):\n    return {body}\n")
     return str(path)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_tiny_is_the_same_system_smaller(name):
-    whole, tiny = (freeze(load_config(which)) for which in (name, f"{name}:tiny"))
-    identity, elastic = differences(whole, tiny)
-    changed = {**identity, **elastic}
-    assert changed and not [key for key in changed if not key.startswith(SIZES)]
-    assert tiny.train.steps <= 20 and tiny.model.width <= 32
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_configs_say_what_they_are(name):
-    """Paper or method, command, hardware and expected numbers, as the first thing in the file."""
-    spec = importlib.util.spec_from_file_location(name, config_folder() / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for word in ("Command:", "Method:", f"configs/{name}.py"):
-        assert word in module.__doc__
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -84,7 +59,7 @@ def test_an_unknown_variant_names_those_there_are(name):
     [
         ("train.step", "train.steps"),
         ("model.dept", "model.depth"),
-        ("steps", "schedule.steps"),  # the same last word in whichever section has it first
+        ("steps", "train.steps"),  # of the sections with that last word, the one spelt most alike
         ("optimizer.warmup", "train.warmup"),
         ("trian.batch", "train.batch"),
         ("layout.blok", "layout.block"),
@@ -126,7 +101,7 @@ def test_an_edited_config_is_checked_again():
         ("train.lr=1", 1.0),  # a float may be written as an integer
         ("train.flip=true", True),
         ("train.flip=False", False),
-        ("layout.kind=frame_causal", "frame_causal"),
+        ("layout.kind=block_causal", "block_causal"),
         ("data.path=/videos/a=b", "/videos/a=b"),
         ("data.path=2024", "2024"),  # a text may look like a number
         ("train.init_from=", ""),

@@ -44,15 +44,15 @@ CLASHES = {
         {"schedule.offset": "full"}, ["schedule.offset", "stream"], {"schedule.offset": "autoregressive"}
     ),
     "a broken pyramid": (
-        {"layout.kind": "frame_causal", "schedule.offset": "pyramid", "schedule.stride": 2.5},
+        {"layout.kind": "block_causal", "schedule.offset": "pyramid", "schedule.stride": 2.5},
         ["schedule.offset", "schedule.steps"], {"schedule.stride": 2},
     ),
     "a slow pyramid": (
-        {"layout.kind": "frame_causal", "schedule.offset": "pyramid", "schedule.stride": 0.25},
+        {"layout.kind": "block_causal", "schedule.offset": "pyramid", "schedule.stride": 0.25},
         ["schedule.offset", "schedule.steps"], {"schedule.stride": 1},
     ),
     "a broken roll": (
-        {"layout.kind": "frame_causal", "schedule.offset": "rolling", "schedule.in_flight": 4},
+        {"layout.kind": "block_causal", "schedule.offset": "rolling", "schedule.in_flight": 4},
         ["schedule.offset", "schedule.steps"], {"schedule.steps": 12},
     ),
     "teachers of several blocks": (
@@ -60,7 +60,7 @@ CLASHES = {
         ["layout.kind", "schedule.offset"], {"schedule.offset": "autoregressive"},
     ),
     "a past at the level of the present": (
-        {"layout.kind": "frame_causal", "levels.kind": "shared"},
+        {"layout.kind": "block_causal", "levels.kind": "shared"},
         ["levels.kind", "layout.kind"], {"levels.kind": "independent"},
     ),
     "noise from noise": ({"process.predict": "noise"}, ["process.predict", "schedule.t_max"], {"schedule.t_max": 0.99}),
@@ -101,7 +101,7 @@ def test_what_does_not_clash_is_built():
     """All layouts, predictions and offsets that a stream can run, together."""
     offsets = [{"schedule.offset": "autoregressive"}, {"schedule.offset": "pyramid", "schedule.stride": 5.0},
                {"schedule.offset": "rolling", "schedule.in_flight": 5}]  # fmt: skip
-    kinds, predictions = ("frame_causal", "teacher_forcing"), ("velocity", "x0", "noise")
+    kinds, predictions = ("block_causal", "teacher_forcing"), ("velocity", "x0", "noise")
     for kind, predict, offset in itertools.product(kinds, predictions, offsets):
         changed = {"layout.kind": kind, "process.predict": predict, "schedule.t_max": 0.99} | offset
         if kind == "teacher_forcing" and offset["schedule.offset"] != "autoregressive":

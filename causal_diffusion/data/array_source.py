@@ -4,12 +4,15 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 
+PIXELS = (1, 3)  # channels of pictures: grey or RGB
+
 
 class ArraySource:
     """Arrays as a source: see sources.py for what an element holds.
 
     Args:
-        video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point in [-1, 1].
+        video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point: pixels (C is 1 or 3) in [-1, 1]; any
+            other number of channels is taken for latents or a series, whose values need only be finite.
         label: integers [N], or None.
         action: [N, T, A], or None; row f of a clip is what leads from frame f-1 to f.
         text: condition tokens [N, M, E] (the output of a text encoder), or None.
@@ -56,9 +59,13 @@ class ArraySource:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         i = range(len(self))[i]
         element = {"video": to_unit_range(self._video_NTHWC[i])}
-        if not np.abs(element["video"]).max() <= 1.001:  # also catches nan; the slack is for rounding
-            raise UserError(f"clip {i} of video leaves [-1, 1]: scale floats to [-1, 1], "
-                            "or pass uint8 in 0 .. 255")
+        largest = np.abs(element["video"]).max()
+        if element["video"].shape[-1] in PIXELS:
+            if not largest <= 1.001:  # also catches nan; the slack is for rounding
+                raise UserError(f"clip {i} of video leaves [-1, 1]: scale floats to [-1, 1], "
+                                "or pass uint8 in 0 .. 255")
+        elif not np.isfinite(largest):
+            raise UserError(f"clip {i} of video has a value that is not finite")
         if self._label_N is not None:
             element["label"] = np.asarray(self._label_N[i], np.int32)
         if self._action_NTA is not None:

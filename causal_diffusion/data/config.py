@@ -20,7 +20,7 @@ class DataConfig:
     frames: int = 12               # length of a clip
     height: int = 16               # pixels
     width: int = 16                # pixels
-    channels: int = 1              # 1 grey, 3 RGB
+    channels: int = 1              # 1 grey, 3 RGB; with source 'own' any number, of latents say
     fps: float = 0.0               # video_folder: frames per second after resampling; 0 keeps each file's own
     stride: int = 1                # video_folder: frames between the starts of neighbouring clips
     classes: int = 0               # video_folder: labels 0 .. classes-1 in clips.jsonl; 0 = no labels
@@ -38,8 +38,10 @@ class DataConfig:
         for key, least in at_least.items():
             if not getattr(self, key) >= least:  # so that nan fails too
                 raise UserError(f"data.{key} must be at least {least}, got {getattr(self, key)}")
-        if self.channels not in (1, 3):
+        if self.channels not in (1, 3) and self.source != "own":
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.channels < 1:
+            raise UserError(f"data.channels must be at least 1, got {self.channels}")
         if not self.speed > 0:
             raise UserError(f"data.speed must be above 0 pixels per frame, got {self.speed}")
         if not 0 <= self.holdout < 1:

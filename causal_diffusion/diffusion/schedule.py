@@ -5,37 +5,59 @@ solver takes every block from one level to the next. One law gives the usual one
 
     level[r, b] = clip(S + offset(b) - r, 0, S)                                         (1)
 
-and offset says how far block b lags behind the first::
+and offset says how far block b of N lags behind the first::
 
-    full            0                 all blocks together (full-sequence diffusion)
-    pyramid         floor(b u)        u rows behind the neighbour (AR-Diffusion's AD, CMDM's causal uncertainty)
-    rolling         floor(b S / W)    W blocks in flight (Rolling Forcing, MAGI-1)
-    autoregressive  b S               the next block starts when this one is clean
+    full            0                    all blocks together (full-sequence diffusion)
+    pyramid         floor(b u)           u rows behind the neighbour (Diffusion Forcing, AR-Diffusion's AD, SkyReels-V2)
+    rolling         floor(b S / W)       W blocks in flight (Rolling Forcing, MAGI-1, streaming policies: W = S)
+    autoregressive  b S                  the next block starts when this one is clean
+    trapezoid       min(b, N - 1 - b) u  from both ends to the middle (between given key frames)
+    interleaved     (b mod 2) S          even blocks first, then the odd ones between them
 
-Drawn for S = 4 and three blocks, rows downwards::
+Two go beyond it. ``refine`` is full, then ``repeats`` times noises everything again, up to level ``back``, and comes
+down (harmonisation as in RePaint, Lugmayr et al. 2022, arXiv 2201.09865). ``real_time`` denoises W blocks together,
+then block after block starts over at level ``guess`` from the previous solution (RTI-DP; see ``view.py``).
 
-        autoregressive      pyramid u = 2
-        4 4 4               4 4 4
-        3 4 4               3 4 4
-        2 4 4               2 4 4
-        1 4 4               1 3 4
-        0 4 4               0 2 4
-        0 3 4               0 1 3
-        ...                 0 0 2 ...
+Drawn for S = 3 and four blocks, rows downwards; u = 2 for pyramid and trapezoid, back 2 and repeats 1 for refine, W = 3
+and guess 2 for real_time::
 
-S may differ by block (more steps for a first block), a block may start below S (warm start from ``start``), and
-entries may be pinned to a level (given frames: 0).
+        full       pyramid    trapezoid  interleaved  autoregressive  refine     real_time
+        3 3 3 3    3 3 3 3    3 3 3 3    3 3 3 3      3 3 3 3         3 3 3 3    3 3 3 3
+        2 2 2 2    2 3 3 3    2 3 3 2    2 3 2 3      2 3 3 3         2 2 2 2    2 2 2 3
+        1 1 1 1    1 3 3 3    1 3 3 1    1 3 1 3      1 3 3 3         1 1 1 1    1 1 1 3
+        0 0 0 0    0 2 3 3    0 2 2 0    0 3 0 3      0 3 3 3         0 0 0 0    0 0 0 3
+                   0 1 3 3    0 1 1 0    0 2 0 2      0 2 3 3         2 2 2 2    0 2 2 2
+                   0 0 2 3    0 0 0 0    0 1 0 1      0 1 3 3         1 1 1 1    0 1 1 1
+                   0 0 1 3               0 0 0 0      0 0 3 3         0 0 0 0    0 0 0 0
+                   0 0 0 2                            0 0 2 3
+                   0 0 0 1                            0 0 1 3
+                   0 0 0 0                            0 0 0 3
+                                                      0 0 0 2
+                                                      0 0 0 1
+                                                      0 0 0 0
 
-Level k of S stands at time t = t_max f(k / S) with the shift f(u) = m u / (1 + (m - 1) u), which spends more steps
-at high noise for m > 1 (Esser et al. 2024, arXiv 2403.03206, eq. 23).
+S may differ by block (``first_steps`` for the first block of a stream), a block may start below S (warm start from
+``start``), and entries may be pinned to a level (given frames: 0). Levels stand at the times of ``grids.py``.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = Any
+from causal_diffusion.diffusion.grids import GRIDS, nearest, warp
+from causal_diffusion.diffusion.view import View, transitions
+
+__all__ = ["GRIDS", "OFFSETS", "Schedule", "View", "law", "nearest", "transitions", "warp"]
+
+SLIDING = ("pyramid", "rolling", "autoregressive")  # one block leaves at a time
+CHUNKED = ("full", "trapezoid", "interleaved", "refine")  # a stream denoises ``chunk`` blocks, emits them, starts over
+_ONLY = {  # fields that mean something for some offsets only
+    "chunk": CHUNKED,
+    "back": ("refine",),
+    "repeats": ("refine",),
+    "guess": ("real_time",),
+    "first_steps": ("autoregressive",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,83 +66,180 @@ class Schedule:
 
     steps: int = 10  # S: rows from pure noise to clean, per block
     offset: str = "autoregressive"  # a key of OFFSETS
-    stride: float = 0.0  # u of 'pyramid', in rows
-    in_flight: int = 1  # W of 'rolling', in blocks
-    shift: float = 1.0  # m: above 1 spends more steps at high noise
+    stride: float = 0.0  # u of 'pyramid' and 'trapezoid', in rows
+    in_flight: int = 1  # W of 'rolling' and 'real_time', in blocks
+    chunk: int = 1  # blocks that a stream denoises and emits together, for the offsets in CHUNKED
+    back: int = 0  # of 'refine': the level up to which everything is noised again
+    repeats: int = 0  # of 'refine': how often
+    guess: int = 0  # of 'real_time': the level that the shifted previous solution is taken for
+    first_steps: int = 0  # steps of the first block of an autoregressive stream; 0: as the others
+    grid: str = "uniform"  # a key of GRIDS: the times of the levels
+    shift: float = 1.0  # m of 'uniform': above 1 spends more steps at high noise
     t_max: float = 1.0  # time of level S
+    grid_steps: int = 1000  # K of 'discrete'
+    sigma_min: float = 0.002  # of 'edm', noise of level 1 per standard deviation of the data
+    sigma_max: float = 80.0  # of 'edm', noise of level S, in the same unit
+    rho: float = 7.0  # of 'edm': higher spends more steps at low noise
+    step_times: tuple[float, ...] = ()  # times of levels S .. 1 where a student was distilled at them; see ``warp``
 
     def __post_init__(self):
-        if self.offset not in OFFSETS:
-            raise ValueError(f"schedule.offset is {self.offset!r}; it is one of {', '.join(OFFSETS)}")
+        for name, table in (("offset", OFFSETS), ("grid", GRIDS)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"schedule.{name} is {getattr(self, name)!r}; it is one of {', '.join(table)}")
         if self.steps < 1:
             raise ValueError(f"schedule.steps is {self.steps}; at least 1 step is needed")
-        if self.offset == "pyramid" and not 0.0 < self.stride <= self.steps:
+        if self.offset in ("pyramid", "trapezoid") and not 0.0 < self.stride <= self.steps:
             raise ValueError(
-                f"schedule.stride is {self.stride} and schedule.steps is {self.steps}: a pyramid's stride lies in "
-                f"(0, steps], {max(1, self.steps // 2)} would do"
+                f"schedule.stride is {self.stride} and schedule.steps is {self.steps}: a {self.offset}'s stride lies "
+                f"in (0, steps]; schedule.stride = {max(1, self.steps // 2)} would do"
             )
         if self.offset == "rolling" and not 1 <= self.in_flight <= self.steps:
             raise ValueError(
                 f"schedule.in_flight is {self.in_flight} and schedule.steps is {self.steps}: between 1 and steps "
-                "blocks are in flight"
+                f"blocks are in flight; schedule.in_flight = {min(max(1, self.in_flight), self.steps)} would do"
             )
+        if self.offset == "real_time" and self.in_flight < 1:
+            raise ValueError(f"schedule.in_flight is {self.in_flight}; at least 1 block is in flight")
+        if self.chunk < 1:
+            raise ValueError(f"schedule.chunk is {self.chunk}; at least 1 block is emitted")
+        self._check_only()
+        self._check_times()
+
+    def _check_only(self):
+        for name, offsets in _ONLY.items():
+            value, unset = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != unset and self.offset not in offsets:
+                raise ValueError(
+                    f"schedule.{name} is {value} and schedule.offset is {self.offset!r}: it belongs to "
+                    f"{', '.join(offsets)}; schedule.{name} = {unset} would do"
+                )
+        if self.offset == "refine" and not (1 <= self.back <= self.steps and self.repeats >= 1):
+            raise ValueError(
+                f"schedule.back is {self.back}, schedule.repeats is {self.repeats} and schedule.steps is {self.steps}: "
+                "refining goes back 1 to steps levels at least once; "
+                f"schedule.back = {max(1, self.steps // 2)} with schedule.repeats = 1 would do"
+            )
+        if self.offset == "real_time" and not 1 <= self.guess <= self.steps:
+            raise ValueError(
+                f"schedule.guess is {self.guess} and schedule.steps is {self.steps}: the previous solution is taken "
+                f"for a level in 1 .. steps; schedule.guess = {max(1, self.steps // 4)} would do"
+            )
+        if self.first_steps < 0:
+            raise ValueError(f"schedule.first_steps is {self.first_steps}; it is 0 or the steps of the first block")
+
+    def _check_times(self):
         if not 0.0 < self.t_max <= 1.0:
             raise ValueError(f"schedule.t_max is {self.t_max}; it lies in (0, 1]")
         if self.shift <= 0.0:
             raise ValueError(f"schedule.shift is {self.shift}; it is positive, 1 leaves the steps uniform")
+        if self.shift != 1.0 and self.grid != "uniform":
+            raise ValueError(
+                f"schedule.shift is {self.shift} and schedule.grid is {self.grid!r}: only the uniform grid is shifted; "
+                "schedule.shift = 1.0 would do"
+            )
+        if self.grid == "edm":
+            if self.t_max != 1.0:
+                raise ValueError(
+                    f"schedule.t_max is {self.t_max} and schedule.grid is 'edm': that grid starts at sigma_max; "
+                    "schedule.t_max = 1.0 would do"
+                )
+            if not (0.0 < self.sigma_min < self.sigma_max and self.rho > 0.0):
+                raise ValueError(
+                    f"schedule.sigma_min is {self.sigma_min}, schedule.sigma_max is {self.sigma_max} and schedule.rho "
+                    f"is {self.rho}: 0 < sigma_min < sigma_max and rho > 0; schedule.sigma_min = 0.002 with "
+                    "schedule.sigma_max = 80 with schedule.rho = 7 would do"
+                )
+        most = round(self.t_max * self.grid_steps)
+        if self.grid == "discrete" and max(self.steps, self.first_steps) > most:
+            name = "steps" if self.steps > most else "first_steps"
+            raise ValueError(
+                f"schedule.{name} is {getattr(self, name)} and schedule.grid_steps is {self.grid_steps}: only {most} "
+                f"indices lie up to t_max; schedule.{name} = {most} would do"
+            )
+        if self.step_times:
+            self._check_step_times()
+
+    def _check_step_times(self):
+        times = self.step_times
+        if len(times) != self.steps:
+            raise ValueError(
+                f"schedule.steps is {self.steps} and schedule.step_times has {len(times)} entries: one time per step; "
+                f"schedule.steps = {len(times)} would do"
+            )
+        if not all(1.0 >= a > b > 0.0 for a, b in zip(times, (*times[1:], times[-1] / 2), strict=True)):
+            raise ValueError(f"schedule.step_times is {times}; it falls from at most 1 and ends above 0")
+        for name, unset in (("grid", "uniform"), ("shift", 1.0), ("t_max", 1.0), ("first_steps", 0)):
+            if getattr(self, name) != unset:
+                raise ValueError(
+                    f"schedule.{name} is {getattr(self, name)!r} and schedule.step_times is {times}: the times are "
+                    f"given already; schedule.{name} = {unset!r} would do"
+                )
 
     def offsets(self, blocks: int) -> np.ndarray:
         """offset(b) for b < blocks, int [blocks]."""
         return np.floor(OFFSETS[self.offset](self, np.arange(blocks))).astype(np.int64)
 
     def matrix(self, blocks: int) -> np.ndarray:
-        """The schedule of ``blocks`` blocks, int [rows, blocks]."""
-        return law(self.steps, self.offsets(blocks))
+        """The schedule of ``blocks`` blocks sampled as one clip, int [rows, blocks].
 
-    def times(self) -> np.ndarray:
-        """Time of each level 0 .. S, float32 [S + 1], increasing from 0 to t_max."""
-        u = np.arange(self.steps + 1) / self.steps
-        return (self.t_max * self.shift * u / (1 + (self.shift - 1) * u)).astype(np.float32)
+        With ``first_steps`` the levels of block 0 index ``times(first=True)``. Where levels rise, see ``transitions``
+        for refine; for real_time a rise only relabels. A stream of chunks is ``view().matrix``.
+        """
+        if self.offset == "real_time":
+            return self.view().matrix(blocks)
+        if self.first_steps:
+            steps = np.where(np.arange(blocks) == 0, self.first_steps, self.steps)
+            return law(steps, np.cumsum(steps) - steps)
+        level = law(self.steps, self.offsets(blocks))
+        again = np.arange(self.back, -1, -1)[:, None] + np.zeros(blocks, np.int64)
+        return np.concatenate([level] + [again] * self.repeats)
 
-    def view(self) -> "View":
+    def times(self, first: bool = False) -> np.ndarray:
+        """Time of each level, float32 [S + 1], rising from 0 to t_max. ``first``: of the first block of a stream."""
+        steps = (first and self.first_steps) or self.steps
+        if self.step_times:
+            return np.array([0.0, *self.step_times[::-1]], np.float32)
+        return GRIDS[self.grid](self, steps).astype(np.float32)
+
+    def window_needed(self) -> int:
+        """Blocks that a window sliding over a long sequence must hold so that none leaves it half denoised.
+
+        A window slides when the block behind it is due to start (AR-Diffusion, arXiv 2503.07418, 3.3). Its oldest
+        block is clean by then iff floor(F u) >= S, for whole u iff F u >= S.
+        """
+        if self.offset not in SLIDING:
+            return self.in_flight if self.offset == "real_time" else self.chunk
+        stride = float(OFFSETS[self.offset](self, np.arange(2))[1])
+        return int(np.argmax(self.offsets(int(self.steps / stride) + 3) >= self.steps))
+
+    def view(self) -> View:
         """The schedule as a stream sees it. ValueError where no window of blocks can hold it."""
-        stride = float(OFFSETS[self.offset](self, np.ones(1))[0])
+        S, F = self.steps, self.in_flight
+        if self.offset == "real_time":
+            level = np.repeat(np.arange(S, -1, -1)[:, None], F, axis=1)
+            return View(ramp=level[: S - self.guess + 1], step=level[S - self.guess :], repeat=True)
+        if self.offset in CHUNKED:
+            if self.chunk == 1 and self.offset != "refine":
+                raise ValueError(
+                    f"schedule.offset is {self.offset!r} and schedule.chunk is 1: a stream denoises and emits chunk "
+                    "blocks together, one by one it is schedule.offset = 'autoregressive'; schedule.chunk = 2 would do"
+                )
+            level = self.matrix(self.chunk)
+            return View(ramp=level[:1], step=level, emit=self.chunk)
+        stride = float(OFFSETS[self.offset](self, np.arange(2))[1])
         if stride < 1 or stride != int(stride):
             whole = {
                 "pyramid": f"schedule.stride = {max(1, round(self.stride))}",
                 "rolling": f"schedule.steps = {-(-self.steps // self.in_flight) * self.in_flight}",
-            }.get(self.offset, "schedule.offset = 'autoregressive'")
+            }[self.offset]
             raise ValueError(
                 f"schedule.offset is {self.offset!r} and schedule.steps is {self.steps}, so neighbours are {stride:g} "
                 f"rows apart: a stream emits one block every whole number of rows; {whole} would do"
             )
         stride = int(stride)
-        in_flight = -(-self.steps // stride)
-        slots = np.arange(in_flight)
-        level = self.steps + slots[None] * stride - np.arange(self.steps + 1)[:, None]
-        level = np.clip(level, 0, self.steps)
-        return View(ramp=level[: self.steps - stride + 1], step=level[self.steps - stride :])
-
-
-class View(NamedTuple):
-    """The levels of the blocks in flight, oldest first, F of them.
-
-    ramp: int [S - stride + 1, F], rows run once at the start of a stream.
-    step: int [stride + 1, F], rows run for every emitted block: the oldest ends clean, then all move up by one.
-    """
-
-    ramp: np.ndarray
-    step: np.ndarray
-
-    @property
-    def in_flight(self) -> int:
-        """F, blocks in flight at a time."""
-        return self.step.shape[1]
-
-    @property
-    def look_ahead(self) -> int:
-        """Blocks whose noise has begun to leave when a block is emitted: how late an entering condition shows."""
-        return int(np.sum(self.step[-1] < self.step.max())) - 1
+        level = law(S, np.arange(-(-S // stride)) * stride)[: S + 1]
+        first = np.arange(self.first_steps, -1, -1)[:, None] if self.first_steps else None
+        return View(ramp=level[: S - stride + 1], step=level[S - stride :], first=first)
 
 
 def law(steps, offsets, *, start=None, pinned=None) -> np.ndarray:
@@ -155,9 +274,13 @@ def law(steps, offsets, *, start=None, pinned=None) -> np.ndarray:
     return level[max(first - 1, 0) :]
 
 
-OFFSETS = {
+OFFSETS = {  # (schedule, b = 0 .. N - 1) -> offset(b) before it is rounded down
     "full": lambda s, b: 0.0 * b,
     "pyramid": lambda s, b: s.stride * b,
     "rolling": lambda s, b: s.steps * b / s.in_flight,
     "autoregressive": lambda s, b: s.steps * b,
+    "trapezoid": lambda s, b: np.minimum(b, len(b) - 1 - b) * s.stride,
+    "interleaved": lambda s, b: b % 2 * s.steps,
+    "refine": lambda s, b: 0.0 * b,
+    "real_time": lambda s, b: 0.0 * b,
 }

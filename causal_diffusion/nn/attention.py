@@ -1,11 +1,19 @@
 """Attention: where streams meet, and where the past is read.
 
-Tokens are [B, T, N, D]: T frames (of all streams, one after the other) of N tokens. Masks are per frame, [T, T'],
-because the tokens of a frame share their ids. Keys come from two places, cache slots (already rotated) and the
-tokens themselves::
+Tokens are [B, T, N, D]: T frames of N tokens. Masks are per frame, [T, T'], because the tokens of a frame share their
+ids. Keys come from two places, cache slots and the tokens themselves::
 
         queries [B, T, N]  x  [ slots [B, W, N] | own [B, T, N] ]   under a mask [B, T, W + T]
+
+Frames of different forms (registers, coarse patches) are segments with a T and an N of their own. Every segment asks
+for itself, and sees the keys of all of them, each under its columns of the mask.
+
+Factorised attention asks twice: inside each frame, then from frame to frame along every cell. Both are the same
+backends, mapped over the axis that keeps to itself.
 """
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,13 +21,44 @@ import jax.numpy as jnp
 
 from causal_diffusion.nn.rope import rotate
 
+Array = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What attention and modulation need to know of T consecutive frames of one form.
+
+    form: 'fine', 'coarse' or 'registers'.
+    e: [B, T, D], or the shared projection [B, T, parts, D] of modulation 'table'; None where nothing is modulated.
+    clean: bool [B, T], which frames are clean; None where it makes no difference.
+    rotary: table of positions, or None. Factorised: a pair, of space and of time.
+    """
+
+    form: str = dataclasses.field(metadata={"static": True})
+    e: Array | None = None
+    clean: Array | None = None
+    rotary: Any = None
+
+
+class Visibility(NamedTuple):
+    """Who sees whom, by frame. Columns are [slots of the past | registers | streams], rows the streams.
+
+    mask: bool [T, S] or [B, T, S]; prefix: the same for the prefix attention of factorised blocks, or None;
+    past_rotary: table that turns the keys of the slots, None where they are stored turned.
+    """
+
+    mask: Array
+    prefix: Array | None = None
+    past_rotary: Any = None
+
 
 def reference(q_BTNHK, keys, values, mask):
     """Dense masked attention, softmax in float32.
 
     Args:
         q_BTNHK: queries, already rotated.
-        keys, values: lists of [B, S, N, H, K], joined along S.
+        keys, values: lists of [B, S, M, H, K], joined along S and M; each may have its own M.
         mask: bool, [T, sum S] or [B, T, sum S]; every query sees at least one key.
 
     Returns:
@@ -29,24 +68,42 @@ def reference(q_BTNHK, keys, values, mask):
     mask = jnp.broadcast_to(mask, (B, *mask.shape[-2:]))
     q_BHQK = (q_BTNHK * K**-0.5).reshape(B, T * N, H, K).swapaxes(1, 2)
     scores, start = [], 0
-    for k_BSNHK in keys:  # scored apart, so that the cache is not copied to join it with the block's own keys
-        S = k_BSNHK.shape[1]
-        score = jnp.einsum("BHQK,BSNHK->BHQSN", q_BHQK, k_BSNHK, preferred_element_type=jnp.float32)
-        score = score.reshape(B, H, T, N, S, N)
+    for k_BSMHK in keys:  # scored apart, so that the cache is not copied to join it with the block's own keys
+        S, M = k_BSMHK.shape[1:3]
+        score = jnp.einsum("BHQK,BSMHK->BHQSM", q_BHQK, k_BSMHK, preferred_element_type=jnp.float32)
+        score = score.reshape(B, H, T, N, S, M)
         seen = mask[:, None, :, None, start : start + S, None]
-        scores.append(jnp.where(seen, score, -jnp.inf).reshape(B, H, T * N, S * N))
+        scores.append(jnp.where(seen, score, -jnp.inf).reshape(B, H, T * N, S * M))
         start += S
     weight = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BTNHK.dtype)
     out, start = 0, 0
-    for v_BSNHK in values:
-        S = v_BSNHK.shape[1] * N
-        part = weight[..., start : start + S].reshape(B, H, T * N, -1, N)
-        out += jnp.einsum("BHQSN,BSNHK->BQHK", part, v_BSNHK)
-        start += S
+    for v_BSMHK in values:
+        S, M = v_BSMHK.shape[1:3]
+        part = weight[..., start : start + S * M].reshape(B, H, T * N, S, M)
+        out += jnp.einsum("BHQSM,BSMHK->BQHK", part, v_BSMHK)
+        start += S * M
     return out.reshape(B, T, N, H, K)
 
 
 BACKENDS = {"reference": reference}
+
+
+def within_frames(backend, q_BTNHK, k_BTNHK, v_BTNHK):
+    """Every token sees its own frame."""
+
+    def one(q, k, v):  # mapped instead of folded into the batch: frames may be sharded
+        return backend(q[:, None], [k[:, None]], [v[:, None]], jnp.ones((1, 1), bool))[:, 0]
+
+    return jax.vmap(one, in_axes=1, out_axes=1)(q_BTNHK, k_BTNHK, v_BTNHK)
+
+
+def along_cells(backend, q_BTNHK, keys, values, mask):
+    """Every token sees the tokens of its own cell in the frames that the mask shows; arguments as ``reference``."""
+
+    def one(q, keys, values):
+        return backend(q[:, :, None], [k[:, :, None] for k in keys], [v[:, :, None] for v in values], mask)[:, :, 0]
+
+    return jax.vmap(one, in_axes=2, out_axes=2)(q_BTNHK, keys, values)
 
 
 def dense(features: int, dtype, init="xavier_uniform", **kwargs):
@@ -55,6 +112,7 @@ def dense(features: int, dtype, init="xavier_uniform", **kwargs):
         "xavier_uniform": nn.initializers.xavier_uniform(),
         "zeros": nn.initializers.zeros_init(),
         "normal": nn.initializers.normal(0.02),
+        "identity": lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype),  # further inputs count for nothing
     }
     return nn.Dense(features, dtype=dtype, param_dtype=jnp.float32, kernel_init=inits[init], **kwargs)
 
@@ -72,8 +130,8 @@ class RMSNorm(nn.Module):
         return (wide * scale).astype(x.dtype)
 
 
-class _Heads(nn.Module):
-    """Projections shared by both attentions, with q and k normed as ``qk_norm`` says.
+class Heads(nn.Module):
+    """Projections that all attentions share, with q and k normed as ``qk_norm`` says.
 
     'full' norms over all heads at once before they are split (Wan, CMDM), 'head' each head alone, 'none' neither.
     """
@@ -82,12 +140,13 @@ class _Heads(nn.Module):
     width: int
     qk_norm: str
     dtype: jnp.dtype
+    out_init: str = "xavier_uniform"  # 'zeros' where an attention starts as nothing
 
     def setup(self):
         self.q = dense(self.width, self.dtype)
         self.k = dense(self.width, self.dtype)
         self.v = dense(self.width, self.dtype)
-        self.o = dense(self.width, self.dtype)
+        self.o = dense(self.width, self.dtype, self.out_init)
         if self.qk_norm != "none":
             self.q_norm = RMSNorm()
             self.k_norm = RMSNorm()
@@ -115,8 +174,8 @@ class _Heads(nn.Module):
         return self.split(x) if norm is None else norm(self.split(x))
 
 
-class SelfAttention(_Heads):
-    """Attention among the tokens of all streams and the slots of the past."""
+class SelfAttention(Heads):
+    """Attention among the tokens of all segments and the slots of the past."""
 
     backend: str = "reference"
 
@@ -129,16 +188,60 @@ class SelfAttention(_Heads):
             rotary: table of ``rope.rotary_table`` for the own frames; None leaves q and k as they are.
             past: (k, v) of the slots, each [B, W, N, H, K], keys rotated; None without a past.
         """
-        q = self.queries(x_BTND)
-        k, v = self.keys_values(x_BTND)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        past_k, past_v = ([], []) if past is None else ([past[0].astype(k.dtype)], [past[1].astype(v.dtype)])
-        out = BACKENDS[self.backend](q, [*past_k, k], [*past_v, v], mask)
-        return self.merge(out), (k, v)
+        (out,), kv = self.segments((x_BTND,), (Segment("fine", rotary=rotary),), Visibility(mask), past)
+        return out, kv
+
+    def segments(self, xs, segments, visibility: Visibility, past=None, coarse: Heads | None = None):
+        """The same for several segments, registers (if any) first.
+
+        Args:
+            xs: [B, T, N, D] of each segment.
+            segments: a Segment for each.
+            visibility: see there. Registers see those of their own frame alone.
+            past: as above; where ``visibility.past_rotary`` turns its keys, they are stored unturned.
+            coarse: projections of coarse segments, for all but the backend.
+
+        Returns:
+            (outputs of each segment, (k, v) of the fine frames, unturned where the past is).
+        """
+        backend = BACKENDS[self.backend]
+        heads = [coarse if segment.form == "coarse" else self for segment in segments]
+        queries, keys, values, stored = [], [], [], []
+        for own, x, segment in zip(heads, xs, segments, strict=True):
+            q = own.queries(x)
+            k, v = own.keys_values(x)
+            raw = k
+            if segment.rotary is not None:
+                q, k = rotate(q, segment.rotary), rotate(k, segment.rotary)
+            queries.append(q)
+            keys.append(k)
+            values.append(v)
+            if segment.form == "fine":
+                stored.append((k if visibility.past_rotary is None else raw, v))
+        past_k, past_v = slots(past, visibility.past_rotary, keys[0].dtype)
+        outs, start = [], 0
+        for own, q, segment in zip(heads, queries, segments, strict=True):
+            T = q.shape[1]
+            if segment.form == "registers":
+                out = backend(q, keys[:1], values[:1], jnp.eye(T, dtype=bool))
+            else:
+                mask = visibility.mask[..., start : start + T, :]
+                out = backend(q, [*past_k, *keys], [*past_v, *values], mask)
+                start += T
+            outs.append(own.merge(out))
+        kv = (part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*stored, strict=True))
+        return tuple(outs), tuple(kv)
 
 
-class CrossAttention(_Heads):
+def slots(past, rotary, dtype):
+    """Keys, turned if ``rotary`` is given, and values of the slots as lists, empty without a past."""
+    if past is None:
+        return [], []
+    k = past[0].astype(dtype)
+    return [k if rotary is None else rotate(k, rotary)], [past[1].astype(dtype)]
+
+
+class CrossAttention(Heads):
     """Attention to condition tokens. Each of F blocks may have tokens of its own."""
 
     def __call__(self, x_BTND, keys_values, mask=None):

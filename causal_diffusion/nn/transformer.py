@@ -1,23 +1,22 @@
 """The block-causal diffusion transformer.
 
 Named streams of frames go in, each with its own noise levels and positions; they meet only in attention, under a
-mask that the layout draws. One block (Wan 2.1's form, which CMDM shares)::
+mask that the layout draws. Blocks come in two forms, ``block.Block`` with joint and ``factorised.FactorisedBlock`` with
+factorised attention. Consecutive streams of one form run as one tensor, a *segment*; up to three forms exist::
 
-    (shift1, scale1, gate1, shift2, scale2, gate2) = modulation(level, class, action)     one set per *frame*
-    x += gate1 * SelfAttention(norm(x) * (1 + scale1) + shift1)
-    x += CrossAttention(affine_norm(x), condition tokens)                                 if there are any; no gate
-    x += gate2 * MLP(norm(x) * (1 + scale2) + shift2)
-
-The modulation comes in both published forms: ``linear``, a Linear of the embedding in every block (DiT, Peebles &
-Xie 2023, arXiv 2212.09748; CMDM), and ``table``, one projection shared by all blocks plus a learned table in each
-(PixArt-alpha, Chen et al. 2023, arXiv 2310.00426; Wan 2.1).
+    registers   F frames of R learned tokens (AR-Diffusion, arXiv 2503.07418, 'temporal causal'): every frame sees those
+                of its condition, they see nothing but each other. The caller's mask does not speak of them.
+    coarse      the stream of that name: patches c times larger in space by an embedder and projections of their own
+                (FAR, arXiv 2503.19325). It is context: nothing is predicted for it, nothing of it is cached.
+    fine        all other streams
 
 Parameters have one canonical form, ``block_0`` ... ``block_{L-1}``. A model with ``layers='scan'`` holds them
 stacked under ``blocks``; ``stack_layers`` and ``unstack_layers`` go between the two.
 """
 
 import dataclasses
-import functools
+import itertools
+import math
 from typing import Any
 
 import chex
@@ -26,7 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from causal_diffusion.nn import rope
-from causal_diffusion.nn.attention import BACKENDS, CrossAttention, SelfAttention, dense
+from causal_diffusion.nn.attention import Segment, Visibility, dense
+from causal_diffusion.nn.block import Block, Modulation, norm
+from causal_diffusion.nn.config import TransformerConfig
 from causal_diffusion.nn.embedders import (
     ActionEmbedding,
     Condition,
@@ -36,66 +37,9 @@ from causal_diffusion.nn.embedders import (
     patchify,
     unpatchify,
 )
+from causal_diffusion.nn.factorised import FactorisedBlock
 
 Array = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and forms. Data are [B, T, *space, channels] with len(patch) - 1 spatial axes."""
-
-    width: int = 256  # D
-    depth: int = 6  # blocks
-    heads: int = 4  # H; the head width D / H is even
-    mlp: int = 1024  # hidden width of the feed-forward
-    patch: tuple[int, ...] = (1, 8, 8)  # frames, then one entry per spatial axis
-    channels: int = 1  # of the data, in and out
-    positions: str = "rotary"  # 'rotary' on all axes; 'additive'; 'both': rotary, and additive on space alone
-    theta: float = 10000.0  # base of the position frequencies
-    qk_norm: str = "full"  # RMS norm of q and k: 'full' width, per 'head', 'none'
-    modulation: str = "linear"  # adaLN: 'linear' per block, or 'table' on a shared projection
-    head: str = "linear"  # modulation of the last norm: 'linear', 'table' or 'none'
-    frequencies: int = 256  # width of the time sinusoid
-    classes: int = 0  # 0: no class condition
-    action: int = 0  # numbers per action; 0: no actions
-    text: int = 0  # width of condition tokens; 0: no cross-attention
-    text_layers: int = 1  # Linear layers that embed them, 1 or 2
-    layers: str = "unrolled"  # or 'scan': shorter compilation for deep models
-    remat: str = "none"  # 'none', 'full', or a name in jax.checkpoint_policies
-    backend: str = "reference"  # attention, a key of attention.BACKENDS
-    dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
-
-    def __post_init__(self):
-        choices = {
-            "positions": ("rotary", "additive", "both"),
-            "qk_norm": ("full", "head", "none"),
-            "modulation": ("linear", "table"),
-            "head": ("linear", "table", "none"),
-            "text_layers": (1, 2),
-            "layers": ("unrolled", "scan"),
-            "backend": tuple(BACKENDS),
-            "dtype": ("auto", "float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                names = ", ".join(map(str, allowed))
-                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(
-                f"model.width is {self.width} and model.heads is {self.heads}: the width per head must be a whole "
-                f"even number, model.width = {2 * self.heads * max(1, round(self.width / (2 * self.heads)))} would do"
-            )
-        if not 1 <= len(self.patch) <= 3 or min(self.patch) < 1:
-            raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")
-        if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
-            raise ValueError(f"model.remat is {self.remat!r}; it is none, full or a name in jax.checkpoint_policies")
-
-    @property
-    def compute_dtype(self):
-        """The dtype of matmuls on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -104,7 +48,8 @@ class Stream:
     """The frames of one stream.
 
     x: [B, T, *space, C]; t: noise level that the network is told, [B, T]; frame: index in time, int32 [B, T];
-    action: [B, T, A] or None; action_given: bool [B, T], None where every frame has its action.
+    action: [B, T, A] or None; action_given: bool [B, T], None where every frame has its action;
+    clean: bool [B, T], frames that are clean copies or context, None where none is.
     """
 
     x: Array
@@ -112,6 +57,7 @@ class Stream:
     frame: Array
     action: Array | None = None
     action_given: Array | None = None
+    clean: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +65,7 @@ class Stream:
 class EncodedCondition:
     """A condition after everything that does not depend on the frames was computed.
 
-    vector: [B, F, D] added to the time embedding, or None; keys, values: per layer [B, F, M, H, K] for
+    vector: [B, F, D] of the class, or None; keys, values: per layer [B, F, M, H, K] for
     cross-attention, or None; mask: bool [B, F, M] or None.
     """
 
@@ -127,69 +73,6 @@ class EncodedCondition:
     keys: tuple[Array, ...] | None = None
     values: tuple[Array, ...] | None = None
     mask: Array | None = None
-
-
-def _norm(x):
-    """LayerNorm without affine parameters, in float32."""
-    x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-
-
-class Modulation(nn.Module):
-    """``parts`` modulation vectors per frame, [B, T, parts, D], in one of the published forms."""
-
-    width: int
-    parts: int
-    form: str
-
-    @nn.compact
-    def __call__(self, e):
-        """e: [B, T, D] for 'linear', the shared projection [B, T, parts, D] (or [B, T, 1, D]) for 'table'."""
-        if self.form == "linear":
-            out = dense(self.parts * self.width, jnp.float32, "zeros", name="linear")(nn.silu(e))
-            return out.reshape(*e.shape[:-1], self.parts, self.width)
-        init = nn.initializers.normal(self.width**-0.5)
-        return e + self.param("table", init, (self.parts, self.width), jnp.float32)
-
-
-class Block(nn.Module):
-    """One transformer block; see the module docstring."""
-
-    config: TransformerConfig
-
-    def setup(self):
-        c, dtype = self.config, self.config.compute_dtype
-        self.modulation = Modulation(c.width, 6, c.modulation)
-        self.attention = SelfAttention(c.heads, c.width, c.qk_norm, dtype, c.backend)
-        if c.text:
-            self.cross_norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, param_dtype=jnp.float32)
-            self.cross_attention = CrossAttention(c.heads, c.width, c.qk_norm, dtype)
-        self.mlp_in = dense(c.mlp, dtype)
-        self.mlp_out = dense(c.width, dtype)
-
-    def __call__(self, x_BTND, e, mask, rotary=None, text=None, text_mask=None, past=None):
-        """Returns (x, (k, v)) with the block's own keys and values for the cache.
-
-        ``text`` is either embedded condition tokens [B, F, M, D] or their (k, v) from ``text_keys_values``.
-        """
-        dtype = self.config.compute_dtype
-        shift1, scale1, gate1, shift2, scale2, gate2 = (
-            part[:, :, None] for part in jnp.moveaxis(self.modulation(e), 2, 0)
-        )
-        h = (_norm(x_BTND) * (1 + scale1) + shift1).astype(dtype)
-        h, kv = self.attention(h, mask, rotary, past)
-        x = x_BTND + (gate1 * h).astype(dtype)
-        if text is not None:
-            keys_values = text if isinstance(text, tuple) else self.text_keys_values(text)
-            x = x + self.cross_attention(self.cross_norm(x).astype(dtype), keys_values, text_mask)
-        h = (_norm(x) * (1 + scale2) + shift2).astype(dtype)
-        h = self.mlp_out(nn.gelu(self.mlp_in(h), approximate=True))
-        return x + (gate2 * h).astype(dtype), kv
-
-    def text_keys_values(self, text):
-        """Keys and values of condition tokens, computed once per change of the condition."""
-        return self.cross_attention.keys_values(text)
 
 
 class Transformer(nn.Module):
@@ -200,6 +83,8 @@ class Transformer(nn.Module):
     def setup(self):
         c, dtype = self.config, self.config.compute_dtype
         self.embed = dense(c.width, dtype)
+        if c.coarse:
+            self.coarse_embed = dense(c.width, dtype)
         self.time = TimeEmbedding(c.width, c.frequencies)
         if c.classes:
             self.label = LabelEmbedding(c.classes, c.width)
@@ -207,72 +92,153 @@ class Transformer(nn.Module):
             self.action = ActionEmbedding(c.width)
         if c.text:
             self.text = TextEmbedding(c.width, c.text_layers, dtype)
+        if c.registers:
+            self.registers = self.param("registers", nn.initializers.normal(0.02), (c.registers, c.width), jnp.float32)
         if c.modulation == "table":
-            self.projection = dense(6 * c.width, jnp.float32)
-        block = Block
+            self.projection = dense(c.modulations * c.width, jnp.float32)
+        block = Block if c.attention == "joint" else FactorisedBlock
+        layer = (lambda i: {}) if c.attention == "joint" else (lambda i: {"layer": i})
         if c.remat != "none":
             policy = None if c.remat == "full" else getattr(jax.checkpoint_policies, c.remat)
-            block = nn.remat(Block, policy=policy, prevent_cse=c.layers != "scan")
+            block = nn.remat(block, policy=policy, prevent_cse=c.layers != "scan")
         if c.layers == "scan":
             self.blocks = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.depth,
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             )(c)
         else:
-            self.block = [block(c) for _ in range(c.depth)]
+            self.block = [block(c, **layer(i)) for i in range(c.depth)]
         if c.head != "none":
             self.head_modulation = Modulation(c.width, 2, c.head)
-        self.head = dense(functools.reduce(lambda a, b: a * b, c.patch) * c.channels, jnp.float32, "zeros")
+        self.head = dense(math.prod(c.patch) * c.channels * c.outputs, jnp.float32, "zeros")
 
-    def __call__(self, streams: dict[str, Stream], condition: Condition | EncodedCondition, mask, past=None):
+    def __call__(
+        self,
+        streams: dict[str, Stream],
+        condition: Condition | EncodedCondition,
+        mask,
+        past=None,
+        past_frame=None,
+        prefix_mask=None,
+    ):
         """Runs all streams together.
 
         Args:
             streams: name -> Stream, concatenated along frames in this order. All have the same spatial size.
             condition: for the whole sample (F = 1), or per block (then there is one stream).
             mask: bool by frame, [T, W + T] or [B, T, W + T], over [slots of the past | streams].
-            past: per layer (k, v) of the slots, each [B, W, N, H, K]; None without a past.
+            past: per layer what ``kv`` is of the slots, each [B, W, N, H, K]; None without a past.
+            past_frame: int32 [B, W], index in time of the frames in the slots, where their keys are stored without
+                rotation along time; then those of ``kv`` are, too. None: both are rotated.
+            prefix_mask: as ``mask``, what the prefix attention of each frame sees; a row without a frame, or None,
+                means the frame itself.
 
         Returns:
-            (outputs, kv): outputs name -> float32 [B, T, *space, C]; kv per layer (k, v) [B, T, N, H, K] of the
-            streams' own tokens (stacked on a leading axis with layers='scan').
+            (outputs, kv): outputs name -> float32 [B, T, *space, C * outputs], all but 'coarse'; kv per layer of the
+            own frames (all but the coarse ones): (k, v) [B, T, N, H, K]; with model.prefix (k, v, prefix k, prefix v);
+            () in a layer without attention along time (stacked on a leading axis with layers='scan').
         """
-        c, dtype = self.config, self.config.compute_dtype
+        c = self.config
         if not isinstance(condition, EncodedCondition):
             condition = self.embed_condition(condition)
         for stream in streams.values():
             B, T = stream.x.shape[0], stream.x.shape[1] // c.patch[0]
             chex.assert_shape([stream.t, stream.frame], (B, T))
+            if stream.clean is not None:
+                chex.assert_shape(stream.clean, (B, T))
             if stream.action is not None:
                 chex.assert_shape(stream.action, (B, T, c.action))
-        space = next(iter(streams.values())).x.shape[2:-1]
-        grid = tuple(size // p for size, p in zip(space, c.patch[1:], strict=True))
-        x = jnp.concatenate([self.embed(patchify(s.x.astype(dtype), c.patch)) for s in streams.values()], axis=1)
-        e = jnp.concatenate([self._embed_frames(s, condition) for s in streams.values()], axis=1)
-        frame = jnp.concatenate([s.frame for s in streams.values()], axis=1)
-        rotary = None
-        if c.positions != "additive":
-            rotary = rope.rotary_table(frame, grid, c.width // c.heads, c.theta)
-        if c.positions != "rotary":
-            at = frame if c.positions == "additive" else jnp.zeros_like(frame)  # a stream never ends: no absolute time
-            x = x + rope.additive_table(at, grid, c.width, c.theta).astype(dtype)
-        modulated = e
-        if c.modulation == "table":
-            modulated = self.projection(nn.silu(e)).reshape(*e.shape[:-1], 6, c.width)
-        x, kv = self._run_blocks(x, modulated, mask, rotary, condition, past)
-        x = _norm(x)
+        xs, segments, runs, frames = self._segments(streams, condition)
+        past_rotary = None
+        if past_frame is not None and c.positions != "additive":
+            space = next(iter(streams.values())).x.shape[2:-1]
+            past_rotary = self._rotary(past_frame, self._grid(space, 1), 1)
+            past_rotary = past_rotary if c.attention == "joint" else past_rotary[1]
+        visibility = Visibility(mask, prefix_mask, past_rotary)
+        if c.registers:
+            xs, segments, visibility = self._with_registers(xs, segments, visibility, condition)
+        xs, kv = self._run_blocks(xs, segments, visibility, condition, past)
+        outputs = {}
+        own = slice(-len(runs), None)  # registers come before
+        for x, segment, run, e in zip(xs[own], segments[own], runs, frames, strict=True):
+            if segment.form == "coarse":
+                continue
+            out, start = self._head(x, e, segment.clean), 0
+            for name, stream in run.items():
+                T = stream.x.shape[1] // c.patch[0]
+                shape = (*stream.x.shape[:-1], c.channels * c.outputs)
+                outputs[name] = unpatchify(out[:, start : start + T], shape, c.patch)
+                start += T
+        return outputs, kv
+
+    def _segments(self, streams, condition):
+        """Consecutive streams of one form, embedded: of each its tokens, Segment, streams by name and embedding."""
+        c, dtype = self.config, self.config.compute_dtype
+        xs, segments, runs, frames = [], [], [], []
+        for coarse, names in itertools.groupby(streams, key=lambda name: name == "coarse"):
+            if coarse and not c.coarse:
+                raise ValueError("there is a stream 'coarse' and model.coarse is 0; model.coarse = 4 would do")
+            run = {name: streams[name] for name in names}
+            factor, embed = (c.coarse, self.coarse_embed) if coarse else (1, self.embed)
+            patch = (c.patch[0], *(factor * part for part in c.patch[1:]))
+            x = _join([embed(patchify(s.x.astype(dtype), patch)) for s in run.values()])
+            e = modulated = _join([self._embed_frames(s, condition) for s in run.values()])
+            frame, clean = _join([s.frame for s in run.values()]), None
+            if any(s.clean is not None for s in run.values()):
+                clean = _join([jnp.zeros(s.t.shape, bool) if s.clean is None else s.clean for s in run.values()])
+            if c.modulation == "table":
+                modulated = self.projection(nn.silu(e)).reshape(*e.shape[:-1], c.modulations, c.width)
+            grid = self._grid(next(iter(run.values())).x.shape[2:-1], factor)
+            if c.positions != "rotary":
+                at = frame % c.period if c.period else frame
+                if c.positions == "both":
+                    at = jnp.zeros_like(frame)  # a stream never ends: no absolute time
+                x = x + rope.additive_table(at, grid, c.width, c.theta, factor).astype(dtype)
+            rotary = None if c.positions == "additive" else self._rotary(frame, grid, factor)
+            xs.append(x)
+            segments.append(Segment("coarse" if coarse else "fine", modulated, clean, rotary))
+            runs.append(run)
+            frames.append(e)
+        return tuple(xs), tuple(segments), runs, frames
+
+    def _grid(self, space, factor):
+        return tuple(size // (factor * part) for size, part in zip(space, self.config.patch[1:], strict=True))
+
+    def _rotary(self, frame, grid, stride):
+        """The table of joint attention, or the pair (space, time) of factorised attention."""
+        c, K = self.config, self.config.width // self.config.heads
+        if c.attention == "joint":
+            return rope.rotary_table(frame, grid, K, c.theta, c.rope_split, stride)
+        return (rope.space_table(grid, K, c.theta) if grid else None), rope.rotary_table(frame, (), K, c.theta)
+
+    def _with_registers(self, xs, segments, visibility, condition):
+        """Puts the registers first, and their columns between those of the slots and of the streams."""
+        c, B = self.config, xs[0].shape[0]
+        tokens = self.registers[None, None]
+        if c.label_tokens:
+            tokens = tokens + condition.vector[:, :, None]
+        F = tokens.shape[1]
+        tokens = jnp.broadcast_to(tokens, (B, *tokens.shape[1:])).astype(c.compute_dtype)
+        T = sum(x.shape[1] for x in xs)
+        shown = jnp.repeat(jnp.eye(F, dtype=bool), T // F, axis=0)
+        mask = visibility.mask
+        W = mask.shape[-1] - T
+        shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
+        mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
+        return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)
+
+    def _head(self, x, e, clean):
+        """The last norm and Linear: [B, T, N, P]."""
+        c, x = self.config, norm(x)
         if c.head != "none":
             shift, scale = jnp.moveaxis(self.head_modulation(e if c.head == "linear" else e[:, :, None]), 2, 0)
+            if clean is not None and not c.modulate_clean:
+                shift, scale = (jnp.where(clean[:, :, None], 0.0, part) for part in (shift, scale))
             x = x * (1 + scale[:, :, None]) + shift[:, :, None]
-        out, outputs, start = self.head(x), {}, 0
-        for name, stream in streams.items():
-            frames = stream.x.shape[1] // c.patch[0]
-            outputs[name] = unpatchify(out[:, start : start + frames], stream.x.shape, c.patch)
-            start += frames
-        return outputs, kv
+        return self.head(x)
 
     def embed_condition(self, condition: Condition) -> EncodedCondition:
         """The class vector and the embedded text (as one (tokens,) tuple of keys, projected inside each block)."""
@@ -293,7 +259,7 @@ class Transformer(nn.Module):
     def _embed_frames(self, stream: Stream, condition: EncodedCondition):
         """Time, class and action of every frame, summed: float32 [B, T, D]."""
         e = self.time(stream.t)
-        if condition.vector is not None:
+        if condition.vector is not None and not self.config.label_tokens:
             e = e + jnp.repeat(condition.vector, e.shape[1] // condition.vector.shape[1], axis=1)
         if self.config.action:
             given = stream.action_given
@@ -303,21 +269,26 @@ class Transformer(nn.Module):
             e = e + self.action(action, jnp.ones(stream.t.shape, bool) if given is None else given)
         return e
 
-    def _run_blocks(self, x, e, mask, rotary, condition, past):
+    def _run_blocks(self, xs, segments, visibility, condition, past):
         encoded = condition.values is not None
         if self.config.layers == "scan":
             if encoded:
                 raise ValueError("an encoded condition needs layers='unrolled'; see unstack_layers")
             text = None if condition.keys is None else condition.keys[0]
-            return self.blocks(x, e, mask, rotary, text, condition.mask, past)
+            return self.blocks(xs, segments, visibility, text, condition.mask, past)
         kv = []
         for i, block in enumerate(self.block):
             text = None
             if condition.keys is not None:
                 text = (condition.keys[i], condition.values[i]) if encoded else condition.keys[0]
-            x, pair = block(x, e, mask, rotary, text, condition.mask, None if past is None else past[i])
-            kv.append(pair)
-        return x, tuple(kv)
+            xs, own = block(xs, segments, visibility, text, condition.mask, None if past is None else past[i])
+            kv.append(own)
+        return xs, tuple(kv)
+
+
+def _join(parts):
+    """Arrays laid one after the other along frames."""
+    return jnp.concatenate(parts, axis=1)
 
 
 def unstack_layers(params: dict) -> dict:

@@ -8,7 +8,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.recipe import Recipe, null_condition
-from causal_diffusion.streaming.rollout import Action
+from causal_diffusion.streaming.state import Action
 
 KEYS = ("label", "text", "text_mask", "action", "context_action")
 
@@ -107,11 +107,13 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
     shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
     if given.ndim < 2 or given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
         raise UserError(f"context is {_shape(np.asarray(context))}; it is {shape}, with or without the first axis")
-    block, frames = recipe.layout.block, given.shape[1]
-    if frames % block:
-        low = frames // block * block
+    block, pad, frames = recipe.layout.block, recipe.layout.pad, given.shape[1]
+    if frames and (frames + pad) % block:
+        low = (frames + pad) // block * block - pad
+        first = f", the first one {recipe.layout.first}" if pad else ""
         raise UserError(
-            f"context has {frames} frames and a block has {block}: whole blocks are given, {low} or {low + block}"
+            f"context has {frames} frames and a block has {block}{first}: whole blocks are given, {max(0, low)} or "
+            f"{low + block}"
         )
     return given
 

@@ -21,8 +21,9 @@ from causal_diffusion.streaming.inputs import (
     parse_condition,
     parse_context,
 )
-from causal_diffusion.streaming.rollout import Action, Rollout, sample_keys
+from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Mark, Session, take_actions
+from causal_diffusion.streaming.state import Action, sample_keys
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Pipeline:
         if frames < 1:
             raise UserError(f"frames is {frames}; at least 1 frame can be generated")
         session = self.stream(seed, batch, cond, context)
-        return session.take(math.ceil(frames / self.rollout.block))[:, :frames]
+        return session.take(math.ceil((frames + session.void) / self.rollout.emit))[:, :frames]
 
     def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None) -> Session:
         """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
@@ -104,9 +105,9 @@ class Pipeline:
         check_context_action(past, context, "cond['context_action']")
         encoded = self.encode_condition(self.params, condition)
         held, ramp = None, None
-        if model.action and self.rollout.in_flight > 1:
-            waiting = (self.rollout.in_flight - 1) * self.rollout.block
-            value, given, queue, held = take_actions(queue, held, waiting, batch, model.action)
+        if model.action and self.rollout.waiting:
+            void = 0 if context.shape[1] else self.recipe.layout.pad
+            value, given, queue, held = take_actions(queue, held, self.rollout.waiting, batch, model.action, void)
             ramp = Action(value, given)
         keys = sample_keys(seed, batch)
         # The cursor is typed, so that `reset` finds this very program compiled.
@@ -145,7 +146,7 @@ class Pipeline:
 
 def _shapes(key):
     """Elastic keys that a saved stream nevertheless depends on."""
-    return key.startswith(("schedule.", "guidance.", "cache."))
+    return key.startswith(("schedule.", "solver.", "guidance.", "cache."))
 
 
 def _overridden(saved, overrides):

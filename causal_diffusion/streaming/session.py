@@ -24,7 +24,7 @@ from causal_diffusion.streaming.inputs import (
     parse_condition,
     parse_context,
 )
-from causal_diffusion.streaming.rollout import Action, State
+from causal_diffusion.streaming.state import Action, State
 
 
 class Mark(NamedTuple):
@@ -53,7 +53,14 @@ class Session(Iterator):
     @property
     def frame(self) -> np.ndarray:
         """Index of the next emitted frame of each sample, int [B], context included."""
-        return np.asarray(self._mark.state.frame)
+        return np.maximum(np.asarray(self._mark.state.frame), 0)
+
+    @property
+    def void(self) -> int:
+        """Frames that the next block lacks, as the first one of a sequence may: they are never shown."""
+        if not self.pipeline.recipe.layout.pad:
+            return 0
+        return max(0, -int(np.min(self._mark.state.frame)))
 
     def __next__(self) -> np.ndarray:
         return self.next()
@@ -65,20 +72,23 @@ class Session(Iterator):
             action: for the frames of the block that enters now: [A], [b, A] or [B, b, A]; fewer frames than the
                 block are held. Without one, queued actions (``cond['action']``) come first, then the last is held.
         """
-        return self.take(1, action)[:, : self.pipeline.recipe.layout.block]
+        return self.take(1, action)
 
     def take(self, blocks: int, action=None) -> np.ndarray:
-        """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``."""
+        """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``.
+
+        Schedules that denoise whole chunks emit a chunk where others emit a block.
+        """
         config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
         if blocks < 1:
             raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
         given = parse_action(config.model, action, self.batch)
         if given is not None:
-            b = rollout.block
-            if given.shape[1] > blocks * b:
-                raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {blocks * b}")
+            entering = blocks * rollout.emit - self._void_entering()
+            if given.shape[1] > entering:
+                raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {entering}")
             self._mark = self._mark._replace(queue=given)
-        out = []
+        out, void = [], self.void
         while blocks > 0:
             n = min(blocks, config.stream.capacity)
             actions = self._actions(n, config.stream.capacity)
@@ -88,14 +98,15 @@ class Session(Iterator):
             self._mark = self._mark._replace(state=state)
             out.append(np.asarray(emitted)[:n])
             blocks -= n
-        return np.moveaxis(np.concatenate(out), 0, 1).reshape(self.batch, -1, *self.pipeline.recipe.frame_shape)
+        out = np.moveaxis(np.concatenate(out), 0, 1).reshape(self.batch, -1, *self.pipeline.recipe.frame_shape)
+        return out[:, void:]
 
     def finish(self) -> np.ndarray:
-        """Drains the blocks in flight and returns them, [B, (F - 1) b, ...]; empty for autoregressive schedules."""
-        waiting = self.pipeline.rollout.in_flight - 1
-        if not waiting:
+        """Drains the blocks in flight and returns them, [B, frames, ...]; empty for autoregressive schedules."""
+        rollout = self.pipeline.rollout
+        if not rollout.waiting:
             return np.zeros((self.batch, 0, *self.pipeline.recipe.frame_shape), np.float32)
-        return self.take(waiting)
+        return self.take(rollout.waiting // rollout.emit)
 
     def update(self, cond: dict, when: str = "entering", recache: bool = False) -> None:
         """Changes the condition; what ``cond`` leaves out stays.
@@ -146,7 +157,13 @@ class Session(Iterator):
         context = np.broadcast_to(context, (self.batch, *context.shape[1:]))
         acted = parse_action(recipe.model.config, context_action, self.batch, "context_action")
         check_context_action(acted, context, "context_action")
-        cursor = (state.slots.cursor - context.shape[1]) % state.slots.window
+        layout, given = recipe.layout, context.shape[1]
+        if layout.pad and not given and self.batch > 1:
+            raise UserError(
+                f"layout.first is {layout.first} and layout.block is {layout.block}: a single sample cannot start with "
+                f"a short block beside others; a context of {layout.first} frames would do"
+            )
+        cursor = (state.slots.cursor - given - (layout.pad if given else 0)) % state.slots.window
         fresh = pipeline.init_state(
             pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor
         )
@@ -169,12 +186,17 @@ class Session(Iterator):
         }
         save_tree(path, arrays, meta)
 
+    def _void_entering(self):
+        """As ``void``, of the block that enters next."""
+        return self.void if not self.pipeline.rollout.waiting else 0
+
     def _actions(self, n, capacity):
         """Actions of the next n blocks from the queue, then the held one: leaves [capacity, B, b, A]."""
-        A, b = self.pipeline.recipe.model.config.action, self.pipeline.rollout.block
+        A, b = self.pipeline.recipe.model.config.action, self.pipeline.rollout.emit
         if not A:
             return None
-        value, given, queue, held = take_actions(self._mark.queue, self._mark.held, n * b, self.batch, A)
+        void = self._void_entering()
+        value, given, queue, held = take_actions(self._mark.queue, self._mark.held, n * b, self.batch, A, void)
         self._mark = self._mark._replace(queue=queue, held=held)
 
         def blocks(a):
@@ -184,22 +206,24 @@ class Session(Iterator):
         return Action(blocks(value), blocks(given))
 
 
-def take_actions(queue, held, frames: int, batch: int, width: int):
-    """The next ``frames`` actions: from the queue, then the last one held, else unknown.
+def take_actions(queue, held, frames: int, batch: int, width: int, void: int = 0):
+    """The next ``frames`` actions: from the queue, then the last one held, else unknown; the first ``void`` take none.
 
     Returns:
         (value [B, frames, A], given [B, frames], the rest of the queue, what is held now).
     """
     value = np.zeros((batch, frames, width), np.float32)
-    known = 0
+    known = void
     if queue is not None:
-        known = min(frames, queue.shape[1])
-        value[:, :known] = queue[:, :known]
-        held = queue[:, known - 1 : known]
-        queue = queue[:, known:] if queue.shape[1] > known else None
+        taken = min(frames - void, queue.shape[1])
+        known += taken
+        value[:, void:known] = queue[:, :taken]
+        held = queue[:, taken - 1 : taken]
+        queue = queue[:, taken:] if queue.shape[1] > taken else None
     if held is not None:
         value[:, known:] = held
         known = frames
-    given = np.broadcast_to(np.arange(frames) < known, (batch, frames))
+    order = np.arange(frames)
+    given = np.broadcast_to((order >= void) & (order < known), (batch, frames))
     return value, given, queue, held
 

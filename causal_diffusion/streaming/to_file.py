@@ -21,7 +21,7 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
         context: how many held-out frames to start from; None: as many as the config's evaluation, 0 for none.
         fps: of the file; None: that of the data, or 10.
     """
-    config, block = pipeline.config, pipeline.recipe.layout.block
+    config, block = pipeline.config, pipeline.rollout.emit
     for name, value in (("frames", frames), ("batch", batch)):
         if value < 1:
             raise UserError(f"--{name} is {value}; it is at least 1")
@@ -50,7 +50,7 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
     stream = pipeline.stream(seed, batch, cond, given)
     parts = [] if given is None else [given]
     start = time.perf_counter()
-    for i in tqdm(range(-(-frames // block)), unit="block", dynamic_ncols=True):
+    for i in tqdm(range(-(-(frames + stream.void) // block)), unit="block", dynamic_ncols=True):
         parts.append(next(stream))
         if i == 0:
             first = time.perf_counter() - start

@@ -1,7 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from causal_diffusion.data.array_source import ArraySource
+from causal_diffusion.data.config import DataConfig
+from causal_diffusion.data.sources import spec_of
 from causal_diffusion.errors import UserError
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 6, 1), np.uint8)
@@ -54,11 +58,33 @@ def test_wrong_arrays(arguments, message):
         ArraySource(*arguments)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("value", [255.0, np.nan])
-def test_values_out_of_range_name_the_clip(value):
-    video = np.zeros((3, 2, 2, 2, 1))
+def test_values_out_of_range_name_the_clip(value, channels):
+    video = np.zeros((3, 2, 2, 2, channels))
     video[1, 0, 0, 0, 0] = value
     source = ArraySource(video)
     assert source[0]["video"].max() == 0
     with pytest.raises(UserError, match=r"clip 1 of video leaves \[-1, 1\]"):
         source[1]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 16])
+def test_latents_are_as_large_as_they_are(channels):
+    video = 10 * np.random.default_rng(0).standard_normal((3, 2, 2, 2, channels))
+    np.testing.assert_array_equal(ArraySource(video)[1]["video"], video[1].astype(np.float32))
+    for value in (np.nan, np.inf, -np.inf):
+        video[1, 0, 1, 0, 0] = value
+        with pytest.raises(UserError, match="clip 1 of video has a value that is not finite"):
+            ArraySource(video)[1]
+
+
+def test_a_config_states_any_number_of_channels_for_clips_of_ones_own():
+    latents = ArraySource(np.full((2, 3, 4, 5, 8), 7.0))
+    config = DataConfig(source="own", frames=3, height=4, width=5, channels=8)
+    assert spec_of(latents, config)["video"].shape == (3, 4, 5, 8)
+    for source in ("moving_digits", "video_folder"):
+        with pytest.raises(UserError, match=r"data.channels must be 1 \(grey\) or 3 \(RGB\), got 8"):
+            dataclasses.replace(config, source=source)
+    with pytest.raises(UserError, match="data.channels must be at least 1, got 0"):
+        dataclasses.replace(config, channels=0)

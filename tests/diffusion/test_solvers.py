@@ -1,4 +1,4 @@
-"""Solvers: exact where the path is straight, first order elsewhere, and blind to frames that stay."""
+"""Solvers: exact where they should be, of the order and the variance they claim, blind to frames that stay."""
 
 import jax
 import jax.numpy as jnp
@@ -6,113 +6,411 @@ import numpy as np
 import pytest
 
 from causal_diffusion.diffusion.process import SPACES, Process
-from causal_diffusion.diffusion.schedule import Schedule
-from causal_diffusion.diffusion.solvers import SOLVERS
+from causal_diffusion.diffusion.schedule import Schedule, transitions
+from causal_diffusion.diffusion.solvers import SOLVERS, SolverConfig, _corrector_weights, make
 
-ORDER = {"euler": 1}
+ORDER = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}  # of those that need no noise
+NOISY = ("ddpm", "x0_noise", "ddim eta")
+MULTISTEP = ("dpmpp_2m", "unipc")
 rng = np.random.default_rng(0)
-X0, EPS = (rng.normal(size=(2, 3, 4)).astype(np.float32) for _ in range(2))
+X0, EPS, Z = (rng.normal(size=(2, 3, 4)).astype(np.float32) for _ in range(3))
 
 
-def test_every_solver_has_its_order_here():
-    assert set(ORDER) == set(SOLVERS)
+def solver_of(name):
+    kind, *eta = name.split()
+    return make(SolverConfig(kind, eta=0.6 if eta else 0.0))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+def step(name, process, out, x, t, s, noise=Z, history=None):
+    """One step whose network always says ``out``: x_s."""
+    solver = solver_of(name)
+    predict = out if callable(out) else lambda x, t: out
+    history = solver.init(x) if history is None else history
+    return solver.step(history, process, predict, x, t, s, noise if solver.stochastic else None)[1]
+
+
+def test_every_solver_is_tested():
+    assert {*ORDER, *(name.split()[0] for name in NOISY)} == set(SOLVERS)
+    for name in SOLVERS:
+        assert make(SolverConfig(name)).stochastic == (name not in ORDER)
+    assert make(SolverConfig("ddim", eta=0.5)).stochastic
+
+
+@pytest.mark.parametrize("path", ["linear", "vp_cosine", "edm"])
 @pytest.mark.parametrize("predict", SPACES)
-def test_with_the_true_data_one_step_arrives(name, predict):
-    """The path of one pair of data and noise is straight, so every jump along it is exact, also the one to s = 0."""
-    process, solver = Process(predict=predict), SOLVERS[name]
+def test_with_the_true_data_one_step_arrives(path, predict):
+    """Along the path of one pair of data and noise x0 and eps stay, so every jump is exact, also the one to s = 0."""
+    process = Process(path=path, predict=predict)
     t = np.array([[0.9, 0.5, 0.2]] * 2, np.float32)
     s = np.array([[0.0, 0.3, 0.1], [0.4, 0.0, 0.0]], np.float32)
     x, out = process.corrupt(X0, EPS, t), process.target(X0, EPS, t)
-    _, moved = solver.step(solver.init(x), process, x, out, t, s)
-    np.testing.assert_allclose(moved, process.corrupt(X0, EPS, s), atol=3e-6)
-    arrived = np.broadcast_to((s == 0)[..., None], X0.shape)
-    np.testing.assert_allclose(np.asarray(moved)[arrived], X0[arrived], atol=3e-6)
+
+    def truth(x, t):
+        return process.target(X0, EPS, t)
+
+    for name in (*ORDER, "x0_noise"):
+        if name == "euler" and path != "linear":  # straight in x, not in t
+            continue
+        moved = step(name, process, truth if name == "heun" else out, x, t, s, noise=EPS)
+        np.testing.assert_allclose(moved, process.corrupt(X0, EPS, s), atol=1e-5, err_msg=name)
+        arrived = np.broadcast_to((s == 0)[..., None], X0.shape)
+        np.testing.assert_allclose(np.asarray(moved)[arrived], X0[arrived], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_euler_is_ddim(name):
-    """x_s = (1 - s) x0 + s eps with both read off the same output (Song et al. 2021, equation 12)."""
-    process, solver = Process(predict="x0"), SOLVERS[name]
+def test_euler_is_ddim_on_the_linear_path():
+    process = Process(predict="x0")
     t, s = np.full((2, 3), 0.7, np.float32), np.full((2, 3), 0.3, np.float32)
     x, out = EPS, X0  # any output at all
-    _, moved = solver.step(solver.init(x), process, x, out, t, s)
     x0, eps = process.to_x0(out, x, t), process.to_noise(out, x, t)
-    np.testing.assert_allclose(moved, 0.7 * x0 + 0.3 * eps, atol=1e-6)
+    for name in ("euler", "ddim"):
+        np.testing.assert_allclose(step(name, process, out, x, t, s), 0.7 * x0 + 0.3 * eps, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("predict", SPACES)
-def test_frames_that_stay_keep_their_bits(name, predict):
-    process, solver = Process(predict=predict), SOLVERS[name]
+def test_full_noise_in_ddim_is_ancestral_sampling():
+    process = Process(path="vp_linear", predict="x0")
+    t, s = np.full((2, 3), 0.7, np.float32), np.full((2, 3), 0.3, np.float32)
+    solver = make(SolverConfig("ddim", eta=1.0))
+    _, moved = solver.step((), process, lambda x, t: X0, EPS, t, s, Z)
+    np.testing.assert_allclose(moved, step("ddpm", process, X0, EPS, t, s), atol=2e-6)
+
+
+def test_clipping_holds_in_every_solver():
+    process = Process(predict="velocity", clip=0.5)
+    t, s = np.full((2, 3), 0.7, np.float32), np.zeros((2, 3), np.float32)
+    for name in (*ORDER, *NOISY):
+        moved = step(name, process, 9 * X0, EPS, t, s)
+        np.testing.assert_allclose(moved, np.clip(EPS - 0.7 * 9 * X0, -0.5, 0.5), atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", [*ORDER, *NOISY])
+def test_frames_that_stay_keep_their_bits(name):
     t = np.array([[0.0, 1.0, 0.5]] * 2, np.float32)  # both ends, where conversions divide by zero
     out = np.where(np.arange(3)[:, None] == 2, X0, np.nan).astype(np.float32)
-    _, stayed = jax.jit(lambda x: solver.step(solver.init(x), process, x, out, t, t))(EPS)
-    np.testing.assert_array_equal(stayed, EPS)
+    s = jnp.asarray(t).at[:, 2].set(0.25).at[1, 2].set(0.0)
+    for predict in SPACES:
+        process = Process(predict=predict)
+        np.testing.assert_array_equal(step(name, process, out, EPS, t, t), EPS)
+        moved = step(name, process, out, EPS, t, s)
+        np.testing.assert_array_equal(moved[:, :2], EPS[:, :2])
+        assert np.isfinite(moved).all()
 
-    def moved(x, out):
-        s = jnp.asarray(t).at[:, 2].set(0.25)
-        return jnp.sum(solver.step(solver.init(x), process, x, out, t, s)[1] ** 2)
+    @jax.jit
+    def gradients(x, out):  # and poison no gradient
+        def squares(x, out):
+            return sum(jnp.sum(step(name, Process(predict=p), out, x, t, s) ** 2) for p in ("velocity", "noise"))
 
-    for gradient in jax.grad(moved, argnums=(0, 1))(EPS, X0):  # and poison no gradient
-        assert np.isfinite(gradient).all()
+        return jax.grad(squares, argnums=(0, 1))(x, out)
+
+    for gradient in gradients(EPS, X0):
+        assert np.isfinite(gradient).all() and np.any(gradient[:, 2] != 0)
 
 
-def gaussian_ode(solver, process, steps, mean, std, x):
-    """Solves x' = v with the exact posterior mean of N(mean, std^2) data, from t = 1 to 0."""
-    times = Schedule(steps).times()
+def test_evaluations_are_counted():
+    t, s = np.full((2, 3), 0.7, np.float32), np.full((2, 3), 0.3, np.float32)
+    for name in SOLVERS:
+        calls = []
+        step(name, Process(), lambda x, t, calls=calls: calls.append(t) or x, EPS, t, s)
+        assert len(calls) == make(SolverConfig(name)).evaluations
+
+
+# Gaussian data: everything is known.
+
+MEAN, STD = 0.7, 0.4
+
+
+def denoiser(process):
+    """The posterior mean of data N(MEAN, STD^2)."""
+
+    def predict(x, t):
+        path = process.at(t, x)
+        return MEAN + path.a * STD**2 / (path.a**2 * STD**2 + path.s**2) * (x - path.a * MEAN)
+
+    return predict
+
+
+def columns(runs):
+    """Rows of times in which frame j runs the levels runs[j] from noise to data, then waits, float32 [rows + 1, T]."""
+    rows = max(map(len, runs))
+    return np.stack([np.pad(run, (0, rows - len(run)), mode="edge") for run in runs], axis=1).astype(np.float32)
+
+
+def solve(solver, process, predict, x, times):
+    """All rows, each frame at its own times [rows + 1, T]."""
 
     def row(carry, pair):
         history, x = carry
-        t, s = pair
-        a, var = 1 - t, (1 - t) ** 2 * std**2 + t**2
-        x0 = mean + a * std**2 / var * (x - a * mean)
-        wide = jnp.full(x.shape[:2], t), jnp.full(x.shape[:2], s)
-        return solver.step(history, process, x, x0, *wide), None
+        t, s = (jnp.broadcast_to(time, x.shape[:2]) for time in pair)
+        return solver.step(history, process, predict, x, t, s, None), None
 
-    (_, x), _ = jax.lax.scan(row, (solver.init(x), x), (times[:0:-1], times[-2::-1]))
+    (_, x), _ = jax.lax.scan(row, (solver.init(x), x), (times[:-1], times[1:]))
     return x
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_the_error_shrinks_as_the_order_says(name):
-    """Data N(m, c^2): (x_t - a m) / sqrt(a^2 c^2 + t^2) is constant along the flow, so x_0 = m + c x_1."""
-    mean, std = 0.7, 0.4
-    solve = jax.jit(
-        lambda x, steps: gaussian_ode(SOLVERS[name], Process(predict="x0"), steps, mean, std, x), static_argnums=1
-    )
-    counts = np.array([16, 32, 64, 128])
-    error = [float(np.max(np.abs(solve(EPS, int(n)) - (mean + std * EPS)))) for n in counts]
-    slopes = -np.diff(np.log(error)) / np.diff(np.log(counts))
-    np.testing.assert_allclose(slopes, ORDER[name], atol=0.2)
-    assert error[-1] < 0.02
+@pytest.mark.parametrize("path", ["linear", "trigflow"])
+def test_the_error_shrinks_as_the_order_says(path):
+    """Data N(m, d^2): (x_t - a m) / n is constant along the flow, n^2 = a^2 d^2 + c^2. Every frame takes another number
+    of steps, even in log-SNR on the linear path: orders hold where a step is small in it."""
+    process, counts = Process(path=path, predict="x0"), np.array([16, 32, 64])
+    times = columns([1 / (1 + np.exp(-np.linspace(3, -3, n + 1))) for n in counts])
+    x = np.broadcast_to(EPS[:, :1], EPS.shape)
+    (mean, variance), (end_mean, end_variance) = (truth(process, time) for time in (times[0, 0], times[-1, 0]))
+    exact = end_mean + np.sqrt(end_variance / variance) * (x - mean)
+    orders = ORDER | {"unipc 1": 2}
+    for name, order in orders.items():
+        solver = make(SolverConfig("unipc", order=1)) if name == "unipc 1" else solver_of(name)
+        out = jax.jit(lambda x, solver=solver: solve(solver, process, denoiser(process), x, times))(x)
+        error = np.max(np.abs(out - exact), axis=(0, 2))
+        np.testing.assert_allclose(-np.diff(np.log2(error)), order, atol=0.2, err_msg=name)
+        assert error[-1] < 0.03 / 10 ** (order - 1), name
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_one_point_of_data_is_reached_in_any_number_of_steps(name):
-    for steps in (1, 3, 10):
-        out = gaussian_ode(SOLVERS[name], Process(predict="x0"), steps, 0.7, 0.0, jnp.asarray(EPS))
-        np.testing.assert_allclose(out, np.full_like(EPS, 0.7), atol=1e-5)
+def test_down_to_clean_data_higher_orders_are_nearer():
+    """x_0 = m + d x_1. In 12 steps from pure noise, where log-SNR is infinite at both ends."""
+    process, times = Process(predict="x0"), columns([Schedule(12).times()[::-1]] * 3)
+    error = {}
+    for name in ORDER:
+        out = jax.jit(lambda x, name=name: solve(solver_of(name), process, denoiser(process), x, times))(EPS)
+        error[name] = np.max(np.abs(out - (MEAN + STD * EPS)))
+    assert error["ddim"] < 0.2 and all(error[name] < 0.3 * error["ddim"] for name in ("heun", *MULTISTEP))
 
 
-@pytest.mark.parametrize("offset", ["autoregressive", "pyramid", "rolling"])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_finished_blocks_are_bit_identical_through_later_rows(name, offset):
-    schedule = Schedule(4, offset, stride=2.0, in_flight=2, shift=2.0)
-    solver, process = SOLVERS[name], Process(predict="velocity")
-    levels = schedule.matrix(3)
-    times = schedule.times()[levels]
-    step = jax.jit(lambda x, t, s: solver.step((), process, x, jnp.sin(7 * x + t[..., None]), t, s)[1])
-    rows = [jnp.asarray(EPS)]
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        rows.append(step(rows[-1], np.stack([t, t]), np.stack([s, s])))
-    rows = np.asarray(rows)  # [rows, B, blocks, C]
-    for block in range(3):
-        done = int(np.argmax(levels[:, block] == 0))
-        begins = int(np.argmax(levels[:, block] < schedule.steps)) - 1
-        after, before = rows[done:, :, block], rows[: begins + 1, :, block]
-        np.testing.assert_array_equal(after, np.broadcast_to(after[0], after.shape))
-        np.testing.assert_array_equal(before, np.broadcast_to(EPS[:, block], before.shape))
-        assert (rows[begins, :, block] != rows[begins + 1, :, block]).all()
+def marginals(name, process, predict, runs, std=STD):
+    """Mean and variance at every time of chains that start at their true marginal, each float64 [rows + 1].
+
+    Where the network is affine in x, so is a step: x_s = gain x + push z + rest. All rows of all runs in one call.
+    """
+    rows = np.concatenate([np.stack([run[:-1], run[1:]], axis=1) for run in runs]).astype(np.float32)
+    t, s = (np.broadcast_to(column, (3, len(rows))) for column in rows.T)
+    x, z = (np.broadcast_to(np.array(unit, np.float32)[:, None, None], (*t.shape, 1)) for unit in np.eye(3)[1:])
+    take = jax.jit(lambda x, z: step(name, process, predict, x, t, s, noise=z))
+    rest, one, noised = np.asarray(take(x, z), np.float64)[..., 0]
+    table, chains = iter(np.stack([one - rest, noised - rest, rest], axis=1)), []
+    for run in runs:
+        mean, variance = ([float(value)] for value in truth(process, run[0], std))
+        for time in run[1:]:
+            gain, push, rest = next(table)
+            assert (push == 0) == (time == 0)  # noise on every row but the last
+            mean.append(gain * mean[-1] + rest)
+            variance.append(gain**2 * variance[-1] + push**2)
+        chains.append((np.array(mean), np.array(variance)))
+    return chains
+
+
+def truth(process, times, std=STD):
+    path = process.values(times)
+    return path.a * MEAN, path.a**2 * std**2 + path.s**2
+
+
+@pytest.mark.parametrize("path", ["linear", "vp_sigmoid", "edm"])
+@pytest.mark.parametrize("name", NOISY)
+def test_marginals_of_one_point_of_data_are_exact(name, path):
+    """x0 is known, so each transition is the true one: in any number of steps the variance is the path's."""
+    process, times = Process(path=path, predict="x0"), Schedule(5, shift=2.0, t_max=0.9).times()[::-1]
+    [chain] = marginals(name, process, lambda x, t: jnp.full_like(x, MEAN), [times], std=0.0)
+    for ours, theirs in zip(chain, truth(process, times, std=0.0), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["linear", "vp_cosine"])
+def test_students_that_know_the_end_of_the_path_have_the_right_marginals_in_any_number_of_steps(path):
+    """Noise put on x0(x_t) = m + d (x_t - a m) / n, where probability flow ends, gives the marginal at every time."""
+    process, times = Process(path=path, predict="x0"), Schedule(3, shift=5.0).times()[::-1]
+
+    def student(x, t):
+        near = process.at(t, x)
+        return MEAN + STD * (x - near.a * MEAN) / jnp.sqrt(near.a**2 * STD**2 + near.s**2)
+
+    [chain] = marginals("x0_noise", process, student, [times])
+    for ours, theirs in zip(chain, truth(process, times), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["linear", "vp_cosine"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim eta"])
+def test_the_variance_of_the_data_is_reached_in_the_limit(name, path):
+    """Noise of the posterior's variance lacks what the data leave open, of second order in each step."""
+    process, counts = Process(path=path, predict="x0"), np.array([256, 512, 1024])
+    ends = marginals(name, process, denoiser(process), [Schedule(int(n)).times()[::-1] for n in counts])
+    np.testing.assert_allclose([mean[-1] for mean, _ in ends], MEAN, atol=1e-3)
+    error = np.abs([variance[-1] - STD**2 for _, variance in ends])
+    np.testing.assert_allclose(-np.diff(np.log2(error)), 1, atol=0.1)
+    assert error[-1] < 0.01 * STD**2
+
+
+def test_with_the_true_variance_learned_ancestral_sampling_is_exact():
+    """p(x_s | x_t) = N(., n_s^2 - (a_t / a_s)^2 n_s^4 / n_t^2) for Gaussian data, n^2 the variances of x."""
+    process = Process(path="vp_linear", predict="x0", variance="learned")
+    times = (np.array([900, 700, 500, 300, 150, 50, 10]) / 1000).astype(np.float32)
+    t, s = times[None, :-1], times[None, 1:]
+    (near, n2_t), (far, n2_s) = ((process.values(time), truth(process, time)[1]) for time in (t, s))
+    exact = n2_s - (near.a / far.a * n2_s) ** 2 / n2_t
+    like = jnp.ones((1, len(times) - 1, 1))
+    bound = jax.jit(process.learned_variance)
+    low, high = (np.log(bound(sign * like, t, s))[..., 0] for sign in (-1, 1))
+    part = 2 * (np.log(exact) - low) / (high - low) - 1
+    assert (np.abs(part) < 1).all()  # between a point and white data
+
+    def network(x, t):
+        return jnp.concatenate([denoiser(process)(x, t), jnp.broadcast_to(part[..., None], x.shape)], axis=-1)
+
+    [chain] = marginals("ddpm", process, network, [times])
+    for ours, theirs in zip(chain, truth(process, times), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+# Histories.
+
+
+def published(times, x, order, unipc):
+    """DPM-Solver++(2M), or UniPC as its authors write it, for one frame in float64 on the linear path: the linear
+    system for the weights is solved anew each step, and the corrector runs where the loop has the next evaluation."""
+    a, c = 1 - times, times
+    with np.errstate(divide="ignore"):
+        lam = np.log(a) - np.log(c)
+
+    def network(x, i):
+        return MEAN + a[i] * STD**2 / (a[i] ** 2 * STD**2 + c[i] ** 2) * (x - a[i] * MEAN)
+
+    def weights(h, ratios):
+        hh, rows, b = -h, [], []
+        phi, factorial = np.expm1(hh) / hh - 1, 1
+        for i in range(1, len(ratios) + 1):
+            rows.append(np.power(ratios, i - 1))
+            b.append(phi * factorial / np.expm1(hh))
+            factorial *= i + 1
+            phi = phi / hh - 1 / factorial
+        return np.linalg.solve(np.array(rows), np.array(b))
+
+    outs = [network(x, 0)]
+    for i in range(len(times) - 1):
+        h = lam[i + 1] - lam[i]
+        base = c[i + 1] / c[i] * x - a[i + 1] * np.expm1(-h) * outs[i]
+        use = min(order, i + 1, 1 if i + 2 == len(times) else 2)
+        ratios = [(lam[i - 1] - lam[i]) / h] if use == 2 else []
+        slopes = [(outs[i - 1] - outs[i]) / r for r in ratios]
+        scale = -a[i + 1] * np.expm1(-h)
+        x = base + scale * (0.5 * slopes[0] if slopes else 0.0)
+        if i + 2 < len(times):
+            outs.append(network(x, i + 1))
+            if unipc:
+                rho = weights(h, np.array([*ratios, 1.0])) if use == 2 else np.array([0.5])
+                x = base + scale * np.tensordot(rho, [*slopes, outs[-1] - outs[i]], 1)
+    return x
+
+
+@pytest.mark.parametrize(("name", "order"), [("dpmpp_2m", 2), ("unipc", 2), ("unipc", 1)])
+def test_multistep_solvers_are_the_published_ones(name, order):
+    process, times = Process(predict="x0"), Schedule(7, shift=3.0, t_max=0.95).times()[::-1]
+    x = EPS[:1, :1]
+    solver = make(SolverConfig(name, order=order))
+    out = solve(solver, process, denoiser(process), x, times[:, None])
+    theirs = published(times.astype(np.float64), x.astype(np.float64), order, name == "unipc")
+    np.testing.assert_allclose(out, theirs, atol=2e-6)
+    assert np.abs(theirs - (published(times.astype(np.float64), x, 1, False))).max() > 1e-3  # order matters here
+
+
+def test_corrector_weights_in_every_range():
+    """b_n is the mean of u^n over [0, 1] with weight e^(-h (1 - u)), here by Gauss-Legendre quadrature."""
+    h = np.geomspace(1e-4, 80, 200)[:, None]
+    u, w = np.polynomial.legendre.leggauss(60)
+    u, w = (u + 1) / 2, w / 2
+    kernel = w * np.exp(-h * (1 - u)) * h / -np.expm1(-h)
+    exact = np.sum(kernel * u, axis=1), np.sum(kernel * u**2, axis=1)
+    np.testing.assert_allclose(_corrector_weights(jnp.asarray(h[:, 0], jnp.float32)), exact, rtol=3e-5)
+
+
+@pytest.mark.parametrize("name", [*ORDER])
+def test_frames_do_not_meet_in_a_solver(name):
+    """Frames at other times, in another order, that begin, wait and start over: each as if it ran alone."""
+    solver, process = make(SolverConfig(name)), Process(path="trigflow", predict="x0")
+    predict = denoiser(process)
+    run = jax.jit(lambda x, times: solve(solver, process, predict, x, times))
+    runs = [schedule.times()[::-1] for schedule in (Schedule(6), Schedule(3), Schedule(4, shift=2.0))]
+    runs[1] = np.insert(runs[1], 2, runs[1][2])  # waits in mid-way
+    runs[2] = np.insert(runs[2], 0, runs[2][0])  # begins later
+    together = np.asarray(run(EPS, columns(runs)))
+    for frame, own in enumerate(runs):
+        place = (frame + 1) % 3
+        others = [np.zeros(7)] * 3
+        others[place] = own[np.diff(own, prepend=2.0) != 0]  # never waits
+        alone = run(np.roll(EPS, 1, axis=1), columns(others))
+        np.testing.assert_array_equal(alone[:, place], together[:, frame])
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_history_starts_over_where_its_frame_does(name):
+    """Fresh noise in a used place, frames noised again, or relabelled: as with no history. And it can be moved."""
+    solver, process = solver_of(name), Process(predict="x0")
+    predict = denoiser(process)
+
+    @jax.jit
+    def go(history, x, t, s):
+        return solver.step(history, process, predict, x, t, s, None)
+
+    def wide(*times):
+        return np.broadcast_to(np.array(times, np.float32), (2, 3))
+
+    used, x = go(solver.init(EPS), EPS, wide(1.0, 1.0, 0.8), wide(0.8, 0.8, 0.6))
+    used, x = go(used, x, wide(0.8, 0.8, 0.6), wide(0.6, 0.6, 0.6))
+    t, s = wide(1.0, 0.9, 0.6), wide(0.7, 0.7, 0.3)
+    kept, fresh = go(used, Z, t, s), go(solver.init(Z), Z, t, s)
+    np.testing.assert_array_equal(kept[1][:, :2], fresh[1][:, :2])
+    assert (np.asarray(kept[1][:, 2]) != np.asarray(fresh[1][:, 2])).all()  # this one goes on
+    np.testing.assert_array_equal(kept[0].count, [[1, 1, 2]] * 2)
+    moved = jax.tree.map(lambda leaf: leaf[::-1, ::-1], used)
+    np.testing.assert_array_equal(go(moved, Z[::-1, ::-1], t[::-1, ::-1], s[::-1, ::-1])[1][::-1, ::-1], kept[1])
+
+
+@pytest.mark.parametrize("name", [*ORDER, *NOISY])
+def test_finished_blocks_are_bit_identical_through_later_rows(name):
+    schedules = [
+        Schedule(4, "autoregressive", shift=2.0),
+        Schedule(4, "pyramid", stride=2.0),
+        Schedule(4, "trapezoid", stride=3.0),
+        Schedule(3, "interleaved"),
+    ]
+    solver, process = solver_of(name), Process(predict="velocity")
+
+    @jax.jit
+    def go(history, x, t, s):
+        noise = Z if solver.stochastic else None
+        return solver.step(history, process, lambda x, t: jnp.sin(7 * x + t[..., None]), x, t, s, noise)
+
+    for schedule in schedules:
+        levels, times = schedule.matrix(3), schedule.times()
+        history, rows = solver.init(EPS), [EPS]
+        for before, start, end in zip(*transitions(levels), strict=True):
+            np.testing.assert_array_equal(before, start)
+            history, x = go(history, rows[-1], *(np.stack([times[level]] * 2) for level in (start, end)))
+            rows.append(x)
+        rows = np.asarray(rows)  # [rows, B, blocks, C]
+        for block in range(3):
+            done = int(np.argmax(levels[:, block] == 0))
+            begins = int(np.argmax(levels[:, block] < schedule.steps)) - 1
+            after, before = rows[done:, :, block], rows[: begins + 1, :, block]
+            np.testing.assert_array_equal(after, np.broadcast_to(after[0], after.shape))
+            np.testing.assert_array_equal(before, np.broadcast_to(EPS[:, block], before.shape))
+            assert (rows[begins, :, block] != rows[begins + 1, :, block]).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(kind="rk4"), "solver.kind is 'rk4'; it is one of euler, ddim, ddpm, heun, dpmpp_2m, unipc, x0_noise"),
+        (dict(kind="ddim", eta=1.5), "solver.eta is 1.5; it lies in [0, 1]"),
+        (
+            dict(kind="heun", eta=0.5),
+            "solver.eta is 0.5 and solver.kind is 'heun': only ddim scales its noise; solver.eta = 0.0 would do",
+        ),
+        (dict(kind="unipc", order=3), "solver.order is 3; it is 1 or 2"),
+        (
+            dict(kind="dpmpp_2m", order=1),
+            "solver.order is 1 and solver.kind is 'dpmpp_2m': only unipc comes in several orders; solver.order = 2 "
+            "would do",
+        ),
+    ],
+)
+def test_values_out_of_range_are_refused(wrong, said):
+    with pytest.raises(ValueError) as refusal:
+        SolverConfig(**wrong)
+    assert str(refusal.value) == said

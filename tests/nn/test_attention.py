@@ -55,6 +55,19 @@ def test_the_past_and_the_own_tokens_may_come_apart(backend):
     np.testing.assert_allclose(apart, whole, atol=1e-6)
 
 
+def test_frames_of_keys_may_have_other_numbers_of_tokens(backend):
+    """Slots of 5 tokens, own frames of 2: as if every token were a frame of its own."""
+    q, k, v, mask = problem()
+    wide_k, wide_v = normal(2, B, W, 5, H, K)
+    by_token = np.concatenate([mask[:, :, :W].repeat(5, axis=2), mask[:, :, W:].repeat(N, axis=2)], axis=2)
+    keys, values = (
+        np.concatenate([a.reshape(B, -1, 1, H, K), b[:, W:].reshape(B, -1, 1, H, K)], axis=1)
+        for a, b in ((wide_k, k), (wide_v, v))
+    )
+    out = backend(q, [wide_k, k[:, W:]], [wide_v, v[:, W:]], mask)
+    np.testing.assert_allclose(out, plain(q, keys, values, by_token), atol=2e-6)
+
+
 def test_hidden_tokens_leave_no_trace(backend):
     """Whatever stands in a hidden slot, be it huge, the output keeps its bits."""
     q, k, v, mask = problem()

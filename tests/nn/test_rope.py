@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from causal_diffusion.nn.rope import additive_table, axis_widths, rotary_table, rotate, sinusoid
+from causal_diffusion.nn.rope import additive_table, axis_widths, rotary_table, rotate, sinusoid, space_table
 
 GRIDS = [(), (3,), (2, 3)]  # one, two and three axes with time
 rng = np.random.default_rng(0)
@@ -38,6 +38,14 @@ def test_wan_splits_its_heads_in_44_42_42():
         axis_widths(7, 2)
 
 
+def test_heads_are_split_in_given_shares():
+    assert axis_widths(64, 3, (2, 3, 3)) == (16, 24, 24)  # ACDiT, FAR
+    assert axis_widths(64, 2, (1, 1)) == (32, 32)
+    for width, split in ((64, (1, 1, 1)), (20, (2, 1, 1)), (64, (0, 1, 1)), (10, (1, 1))):
+        with pytest.raises(ValueError, match=r"the shares \(.*\) of \d+ channels are not whole even numbers"):
+            axis_widths(width, len(split), split)
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_rotation_is_a_product_of_complex_numbers(grid):
     frame, theta = np.array([[0, 1, 5], [7, 8, 300]]), 100.0
@@ -53,16 +61,19 @@ def test_rotation_is_a_product_of_complex_numbers(grid):
     np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("grid", [(), (4,), (3, 4)], ids=str)
-def test_scores_depend_on_relative_positions_alone(grid):
+@pytest.mark.parametrize(
+    ("grid", "width", "split"), [((), 12, ()), ((4,), 12, ()), ((3, 4), 12, ()), ((3, 4), 32, (2, 3, 3))], ids=str
+)
+def test_scores_depend_on_relative_positions_alone(grid, width, split):
     """The same query and key at every place: their product is a function of the differences, along every axis."""
     frame = np.array([[0, 1, 2, 3]])
     tokens, axes = int(np.prod(grid)), 1 + len(grid)
-    q, k = (np.broadcast_to(v, (1, 4, tokens, 1, 12)).astype(np.float32) for v in rng.normal(size=(2, 12)))
+    q, k = (np.broadcast_to(v, (1, 4, tokens, 1, width)).astype(np.float32) for v in rng.normal(size=(2, width)))
 
     def scores(shift):
-        table = rotary_table(jnp.asarray(frame + shift), grid, 12, 30.0)
-        a, b = (np.asarray(rotate(jnp.asarray(v), table)).reshape(-1, 12) for v in (q, k))
+        table = rotary_table(jnp.asarray(frame + shift), grid, width, 30.0, split)
+        a, b = (np.asarray(rotate(jnp.asarray(v), table)).reshape(-1, width) for v in (q, k))
+        np.testing.assert_allclose(np.linalg.norm(a, axis=-1), np.linalg.norm(q[0, 0, 0, 0]), rtol=1e-5)
         return a @ b.T
 
     score = scores(0)
@@ -100,3 +111,20 @@ def test_the_time_sinusoid_has_its_cosines_first():
     angle = t[:, None] * 10000.0 ** (-np.arange(4) / 4)
     expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
     np.testing.assert_allclose(sinusoid(t, 8), expected, atol=1e-4)
+
+
+def test_coarse_tokens_stand_at_the_corners_of_their_patches():
+    frame = jnp.array([[0, 3]])
+    for table in (rotary_table, additive_table):
+        coarse, fine = (np.asarray(table(frame, grid, 12, stride=n)) for grid, n in (((2, 3), 2), ((4, 6), 1)))
+        fine = fine.reshape(*fine.shape[:-2], 4, 6, -1)[..., ::2, ::2, :]
+        np.testing.assert_array_equal(coarse.reshape(fine.shape), fine)
+
+
+def test_in_space_the_whole_head_turns_and_the_frame_does_not_matter():
+    table = space_table((2, 3), 8, 50.0)
+    rows, columns = np.divmod(np.arange(6), 3)
+    angle = np.concatenate([place[:, None] * frequencies(4, 50.0) for place in (rows, columns)], axis=-1)
+    for part, expected in zip(table, (np.cos(angle), np.sin(angle)), strict=True):
+        assert part.shape == (1, 1, 6, 4)
+        np.testing.assert_allclose(part[0, 0], expected, atol=1e-6)

@@ -1,5 +1,6 @@
 """The transformer: what each input reaches, and that encoding a condition beforehand changes nothing."""
 
+import ast
 import dataclasses
 import re
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout
-from causal_diffusion.nn.embedders import Condition, patchify
-from causal_diffusion.nn.transformer import EncodedCondition, Stream, Transformer, TransformerConfig
+from causal_diffusion.nn.embedders import patchify
+from causal_diffusion.nn.transformer import EncodedCondition, TransformerConfig
 
 BARE = dict(depth=1, classes=0, action=0, text=0)  # where conditions play no part
 FORMS = [("linear", "linear"), ("table", "table"), ("linear", "none"), ("table", "linear")]
@@ -168,6 +169,10 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
         (dict(dtype="float16"), "model.dtype is 'float16'; it is one of auto, float32, bfloat16"),
         (dict(remat="some"), "model.remat is 'some'; it is none, full or a name in jax.checkpoint_policies"),
         (dict(patch=()), "model.patch is (): one entry for time and up to two for space, each >= 1"),
+        (dict(attention="axial"), "model.attention is 'axial'; it is one of joint, factorised"),
+        (dict(outputs=0), "model.outputs is 0; it is at least 1"),
+        (dict(time_every=0), "model.time_every is 0; it is at least 1"),
+        (dict(coarse=-1), "model.coarse is -1; it is at least 0"),
         (dict(patch=(1, 0, 2)), "model.patch is (1, 0, 2): one entry for time and up to two for space, each >= 1"),
     ],
 )
@@ -184,33 +189,39 @@ def test_a_width_that_heads_cannot_share_names_one_that_they_can(width, heads):
     TransformerConfig(width=int(re.search(r"model.width = (\d+) would do", str(refusal.value))[1]), heads=heads)
 
 
-# Parameter counts of published systems.
+FACTORISED = dict(attention="factorised")
 
 
-def count(config, space=()):
-    """Parameters of a model, without making any."""
-    frames = np.zeros((1, 2), np.int32)
-    stream = Stream(x=np.zeros((1, 2, *space, config.channels)), t=np.zeros((1, 2)), frame=frames)
-    text = Condition(text=np.zeros((1, 1, 3, config.text))) if config.text else Condition()
-    model = Transformer(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), {"noisy": stream}, text, np.ones((2, 2), bool))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-
-
-CMDM = dict(width=512, depth=8, heads=4, mlp=1024, patch=(1,), channels=64, text=768, head="none")
-WAN_1_3B = dict(
-    width=1536, depth=30, heads=12, mlp=8960, patch=(1, 2, 2), channels=16, text=4096, text_layers=2,
-    modulation="table", head="table",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("layers", ["unrolled", "scan"])
-def test_published_sizes_have_the_published_parameter_counts(layers):
-    d, mlp = CMDM["width"], CMDM["mlp"]
-    attentions = 2 * (4 * (d * d + d) + 2 * d)  # q, k, v, o with bias; gains of q and k over the full width
-    block = attentions + 2 * d + (d * mlp + mlp) + (mlp * d + d) + (d * 6 * d + 6 * d)
-    time, data, text = (256 * d + d) + (d * d + d), 64 * d + d, 768 * d + d
-    assert 38_697_024 == time + data + text + CMDM["depth"] * block + (d * 64 + 64)  # CMDM's Causal-DiT, added up
-    assert count(TransformerConfig(**CMDM, layers=layers)) == 38_697_024
-    # diffusers 0.42.1, WanTransformer3DModel of these sizes on torch's meta device; test_wan.py counts it again.
-    assert count(TransformerConfig(**WAN_1_3B, layers=layers), (4, 4)) == 1_418_996_800
+@pytest.mark.parametrize(
+    ("wrong", "first", "second"),
+    [
+        (dict(axial_mlp=True), "axial_mlp", "attention"),
+        (dict(time_every=2), "time_every", "attention"),
+        (dict(prefix=3), "prefix", "attention"),
+        (dict(mask_channel=True), "mask_channel", "attention"),
+        (FACTORISED | dict(registers=4), "registers", "attention"),
+        (FACTORISED | dict(coarse=4), "coarse", "attention"),
+        (FACTORISED | dict(rope_split=(2, 3, 3)), "rope_split", "attention"),
+        (FACTORISED | dict(time_every=7), "time_every", "depth"),
+        (FACTORISED | dict(time_every=2, prefix=3), "prefix", "time_every"),
+        (FACTORISED | dict(time_every=2, mask_channel=True), "mask_channel", "time_every"),
+        (FACTORISED | dict(time_every=2, layers="scan"), "time_every", "layers"),
+        (FACTORISED | dict(mask_channel=True, layers="scan"), "mask_channel", "layers"),
+        (dict(coarse=4, patch=(1,)), "coarse", "patch"),
+        (dict(label_tokens=True, classes=3), "label_tokens", "registers"),
+        (dict(label_tokens=True, registers=3), "label_tokens", "classes"),
+        (dict(period=33), "positions", "period"),
+        (dict(period=33, positions="both"), "positions", "period"),
+        (dict(rope_split=(1, 1, 2), positions="additive"), "rope_split", "positions"),
+        (dict(rope_split=(1, 1)), "rope_split", "patch"),
+        (dict(rope_split=(2, 3, 3), width=64, heads=8, patch=(1, 2, 2)), "rope_split", "width"),
+        (dict(rope_split=(0, 1, 1)), "rope_split", "width"),
+    ],
+    ids=str,
+)
+def test_forms_that_exclude_each_other_are_refused_with_a_value_that_would_do(wrong, first, second):
+    with pytest.raises(ValueError, match=rf"^model\.{first} is .* and model\.{second} .*would do$") as refusal:
+        TransformerConfig(**wrong)
+    assert "\n" not in str(refusal.value)
+    name, value = re.search(r"model\.(\w+) = (\S.*) would do$", str(refusal.value)).groups()
+    TransformerConfig(**wrong | {name: ast.literal_eval(value)})

@@ -14,7 +14,7 @@ from causal_diffusion.streaming.pipeline import Pipeline
 BASE = {
     "data.source": "video_folder", "data.height": 4, "data.width": 4, "data.channels": 1, "data.frames": 12,
     "model.width": 16, "model.depth": 2, "model.heads": 2, "model.mlp": 24, "model.patch": (1, 2, 2),
-    "stream.capacity": 3,
+    "stream.capacity": 3, "evaluate.clips": 0,
 }  # fmt: skip
 CONDITIONS = {
     "data.classes": 3, "data.action_dim": 2, "model.classes": 3, "model.action": 2, "model.text": 5,
@@ -29,26 +29,110 @@ SYSTEMS = {
     },
     # Two blocks in flight, of one frame each.
     "pyramid": CONDITIONS | {
-        "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
         "process.predict": "velocity", "schedule.steps": 4, "schedule.offset": "pyramid", "schedule.stride": 2.0,
         "guidance.drop": ("label", "text", "action"),
     },
     # Three blocks of two frames in flight, a window shorter than they are, no condition.
     "rolling": {
-        "layout.kind": "frame_causal", "layout.block": 2, "layout.window": 2, "model.depth": 1,
+        "layout.kind": "block_causal", "layout.block": 2, "layout.window": 2, "model.depth": 1,
         "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
         "schedule.t_max": 0.9, "cache.commit_level": 0.2,
     },
     # Steps that the stride does not divide.
     "uneven": {
-        "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 2, "model.qk_norm": "head",
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 2, "model.qk_norm": "head",
         "process.predict": "x0", "schedule.steps": 5, "schedule.offset": "pyramid", "schedule.stride": 3.0,
     },
     # One clean block after the other in one stream, no condition: the plainest of all.
     "causal": {
-        "layout.kind": "frame_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
-        "model.modulation": "table", "model.head": "table", "model.positions": "additive",
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "model.modulation": "table", "model.head": "table", "model.positions": "additive", "model.period": 12,
         "process.predict": "x0", "schedule.steps": 2,
+    },
+    # No cache: the past is recomputed, dimmed and labelled so. Diffusion Forcing's way.
+    "window": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6,
+        "process.path": "vp_sigmoid", "process.predict": "v", "process.labels": "published",
+        "schedule.steps": 3, "solver.kind": "ddim", "solver.eta": 0.5,
+        "cache.kind": "none", "cache.commit_level": 0.2, "cache.commit_data": "scaled",
+    },
+    # Nothing is causal: two blocks are denoised together beside four that are clean, and told to be a little noisy.
+    "chunk": {
+        "layout.kind": "full", "layout.block": 2, "process.path": "logsnr_cosine", "process.predict": "v",
+        "schedule.steps": 3, "schedule.offset": "full", "schedule.chunk": 2, "solver.kind": "heun",
+        "cache.kind": "none", "cache.commit_level": 0.3, "cache.commit_data": "clean", "model.depth": 1,
+    },
+    # Three blocks that become clean from both ends to the middle, on EDM's path and grid.
+    "trapezoid": {
+        "layout.kind": "full", "layout.block": 1, "data.frames": 7, "process.path": "edm", "process.predict": "v",
+        "schedule.steps": 4, "schedule.offset": "trapezoid", "schedule.stride": 2.0, "schedule.chunk": 3,
+        "schedule.grid": "edm", "schedule.sigma_max": 10.0, "cache.kind": "none", "cache.commit_level": 0.1,
+    },
+    # Every second block first, then those between; each kept as keys and values once its chunk is clean.
+    "interleaved": {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 4, "layout.sinks": 2,
+        "process.path": "trigflow", "process.predict": "velocity", "solver.kind": "x0_noise",
+        "schedule.steps": 2, "schedule.offset": "interleaved", "schedule.chunk": 4, "cache.commit_level": 0.1,
+    },
+    # Ca2-VDM: causal by frame behind a short first block, attention in space, to the prefix and along time.
+    "prefix": {
+        "layout.kind": "frame_causal", "layout.block": 3, "layout.first": 1, "layout.window": 6, "data.frames": 10,
+        "model.attention": "factorised", "model.prefix": 2, "model.mask_channel": True, "data.action_dim": 2,
+        "model.positions": "additive", "model.period": 10, "model.action": 2, "process.path": "vp_linear",
+        "process.predict": "noise", "process.variance": "learned", "process.labels": "published", "process.clip": 2.0,
+        "levels.kind": "prefix", "levels.context": 0.3, "levels.context_label": "fixed",
+        "levels.context_label_at": -0.1, "schedule.steps": 3, "schedule.grid": "discrete",
+        "solver.kind": "ddpm", "cache.commit_level": 0.2, "cache.commit_label": "fixed", "cache.commit_label_at": -0.1,
+    },
+    # A prefix that is causal by frame before a block that is not, with sinks; a student of two steps.
+    "partial": {
+        "layout.kind": "partial_prefix", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
+        "process.predict": "x0", "levels.kind": "prefix", "schedule.steps": 2, "solver.kind": "x0_noise",
+    },
+    # Space and time with MLPs of their own, time in every other layer only: one layer has nothing to cache.
+    "axial": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 2, "layout.window": 4, "model.attention": "factorised",
+        "model.axial_mlp": True, "model.time_every": 2, "process.predict": "x0", "solver.kind": "dpmpp_2m",
+        "schedule.steps": 4,
+    },
+    # AR-Diffusion: registers carry the class, two blocks are in flight, the past is recomputed.
+    "registers": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6, "model.registers": 2,
+        "model.label_tokens": True, "process.path": "vp_scaled_linear", "process.predict": "x0",
+        "schedule.steps": 4, "schedule.offset": "pyramid", "schedule.stride": 2.0,
+        "solver.kind": "ddim", "solver.eta": 1.0,
+        "cache.kind": "none", "cache.commit_level": 0.2, "cache.commit_data": "scaled",
+    },
+    # ACDiT: clean frames are not modulated; a multistep solver; several noisy copies in training.
+    "unmodulated": CONDITIONS | {
+        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.copies": 2,
+        "model.modulate_clean": False, "process.path": "vp_linear", "process.predict": "v",
+        "process.labels": "published", "schedule.steps": 4, "schedule.grid": "discrete", "solver.kind": "dpmpp_2m",
+    },
+    # MAGI-1 and SkyReels-V2: the noisier a block the farther it sees; UniPC with three blocks in flight.
+    "ranges": {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 4, "layout.ranges": (4, 2),
+        "layout.range_levels": (0.5,), "process.predict": "velocity", "solver.kind": "unipc",
+        "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
+    },
+    # Two blocks together, noised again twice on the way.
+    "refine": {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "process.predict": "x0", "solver.kind": "ddim", "solver.eta": 0.5, "schedule.steps": 3,
+        "schedule.offset": "refine", "schedule.back": 2, "schedule.repeats": 2, "schedule.chunk": 2,
+    },
+    # A whole window is clean at every emission, moves up, and is taken for noisier than it is.
+    "real_time": {
+        "layout.kind": "full", "layout.block": 1, "data.frames": 6, "process.path": "vp_linear",
+        "process.predict": "x0", "process.steps": 100, "process.betas": (1e-4, 0.1), "solver.kind": "ddpm",
+        "schedule.steps": 4, "schedule.offset": "real_time", "schedule.in_flight": 3, "schedule.guess": 2,
+        "cache.kind": "none",
+    },
+    # The first block of a stream takes more steps.
+    "first": {
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "process.predict": "x0", "schedule.steps": 2, "schedule.first_steps": 4, "solver.kind": "ddpm",
     },
 }  # fmt: skip
 
@@ -84,7 +168,8 @@ def make_inputs(pipe, batch: int, context: int, frames: int) -> dict:
         cond["text"] = rng.normal(size=(batch, 3, model.text)).astype(np.float32)
         cond["text_mask"] = np.array([[True, True, i % 2 == 0] for i in range(batch)])
     if model.action:
-        cond["context_action"] = rng.normal(size=(batch, context, model.action)).astype(np.float32)
+        past = rng.normal(size=(batch, context, model.action)).astype(np.float32)
+        cond |= {"context_action": past} if context else {}
         cond["action"] = rng.normal(size=(batch, frames, model.action)).astype(np.float32)
     given = rng.uniform(-1, 1, (batch, context, *pipe.recipe.frame_shape)).astype(np.float32)
     return dict(batch=batch, cond=cond, context=given)

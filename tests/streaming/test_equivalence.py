@@ -9,15 +9,16 @@ from causal_diffusion.layout import NOISY
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
 from causal_diffusion.recipe import build
-from causal_diffusion.streaming.rollout import Action, Rollout, sample_keys
+from causal_diffusion.streaming.rollout import Rollout
+from causal_diffusion.streaming.state import Action, sample_keys
 
 BLOCKS = 6
 CONDITIONS = {"data.classes": 3, "data.action_dim": 2, "model.classes": 3, "model.action": 2, "model.text": 5}
 LAYOUTS = [
     ("teacher_forcing", 1, 3, 1),
-    ("frame_causal", 3, 6, 0),
+    ("block_causal", 3, 6, 0),
     pytest.param(("teacher_forcing", 2, 4, 2), marks=pytest.mark.full),
-    pytest.param(("frame_causal", 1, 2, 0), marks=pytest.mark.full),
+    pytest.param(("block_causal", 1, 2, 0), marks=pytest.mark.full),
 ]
 
 
@@ -86,7 +87,7 @@ class System:
         clip = self.clip
         own = map(of_block, (clip.noisy, clip.t, clip.frame, clip.action, clip.given))
         x, t, frame, action, given = own
-        out, _ = self.rollout.predict(params, state, x, t, frame, NOISY, encoded, Action(action, given))
+        out, _ = self.rollout.predict(params, state, x, t, t, frame, NOISY, encoded, Action(action, given))
         return out[:, 0]
 
 
@@ -131,7 +132,7 @@ def test_the_training_forward_is_what_the_cache_gives(system, layout):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("layout", [("teacher_forcing", 3, 6, 3), ("frame_causal", 1, 2, 1)], ids=str)
+@pytest.mark.parametrize("layout", [("teacher_forcing", 3, 6, 3), ("block_causal", 1, 2, 1)], ids=str)
 def test_given_context_is_remembered_as_training_saw_it(system, layout):
     """The last block after all others were given to ``init_state``."""
     system = system(*layout)

@@ -172,7 +172,7 @@ def test_micro_batches_and_the_layer_scan_change_nothing(alone, params, accumula
 @pytest.mark.parametrize("sizes", [MeshConfig(8, 1), MeshConfig(1, 8), MeshConfig(2, 4)], ids=str)
 @pytest.mark.parametrize("model", [
     dict(depth=3, modulation="table", head="table", qk_norm="head"),
-    dict(depth=2, positions="additive", qk_norm="none", head="none", text_layers=2, layers="scan"),
+    dict(depth=2, positions="additive", period=24, qk_norm="none", head="none", text_layers=2, layers="scan"),
 ], ids=["tables", "additive positions"])
 def test_other_forms_of_the_network(model, sizes):
     recipe = recipe_of(**model)

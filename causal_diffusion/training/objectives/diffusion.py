@@ -2,16 +2,20 @@
 
 For a clip x0 of n blocks with levels t_b (``levels``), noise eps and the layout's streams,
 
-    loss = mean_b  w(t_b) | net(x_t; clean past) - target |^2                                       (1)
+    loss = mean over scored b of  loss_b(net(x_t; past), x0, eps, t_b)                                  (1)
 
-with x_t, target and w from ``diffusion.process``. Under teacher forcing the clean copy stands beside the noisy
-stream, itself noised to its own small levels where ``levels.context`` is above zero; only noisy blocks are scored.
+with x_t and the loss of a block from ``diffusion.process``. The past that a block sees is shown in one of two ways.
+Under teacher forcing a clean copy stands beside the noisy stream (several noisy ``copies`` may share one); in a single
+stream some blocks may be context. Either is shown as ``levels`` says (at which level, what that does to the data, which
+level the network is told), and is not scored.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from causal_diffusion.layout import CLEAN, Ids
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
 from causal_diffusion.recipe import Recipe, null_condition
@@ -40,11 +44,12 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
         key: of the whole run; a sample's levels and noise depend on (key, index) only.
 
     Returns:
-        (loss, {'loss': scalar, 'loss_by_frame': [T]}), float32.
+        (loss, {'loss': scalar, 'loss_by_frame': [T]}), float32: the mean over a clip's scored frames, then over clips
+        and copies; by frame the mean over the clips that score it, 0 where none does. Coarse frames have no loss.
     """
     x0, layout, levels, process = batch["video"], recipe.layout, recipe.levels, recipe.process
     B, T = x0.shape[:2]
-    b = layout.block
+    b, n, copies = layout.block, layout.block_count(T), layout.copies
     chex.assert_shape(x0, (B, recipe.frames, *recipe.frame_shape))
     chex.assert_shape(batch["index"], (B,))
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
@@ -52,29 +57,76 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     def per_sample(use, draw):
         return jax.vmap(draw)(keys[:, use])
 
-    t = jnp.repeat(per_sample(0, lambda k: levels.sample(k, T // b)), b, axis=1)
-    eps = per_sample(1, lambda k: jax.random.normal(k, x0.shape[1:]))
+    def per_copy(use, draw):
+        """[B, copies, ...]; a single copy draws with the sample's own key."""
+        return per_sample(use, lambda k: jax.vmap(draw)(k[None] if copies == 1 else jax.random.split(k, copies)))
+
+    recent = T - layout.coarse  # frames that are not coarse history
+    drawn = per_copy(0, lambda k: levels.sample(k, n - layout.block_of(layout.coarse)))
+    t, context, scored = (layout.by_frame(a, T, layout.coarse).reshape(B, copies * recent) for a in drawn)
+    at = np.tile(np.arange(layout.coarse, T), copies)  # places in the clip
+    t = jnp.where(context & (at < layout.sinks - layout.pad), 0.0, t)  # sinks are shown clean, as a stream shows them
+    x0 = x0[:, layout.coarse :]
+    eps = per_copy(1, lambda k: jax.random.normal(k, x0.shape[1:])).reshape(B, copies * recent, *x0.shape[2:])
     keep = per_sample(2, lambda k: jax.random.uniform(k) >= recipe.config.train.drop)
     gap = b * per_sample(5, lambda k: jax.random.randint(k, (), 0, layout.gap // b + 1))
     order = jnp.arange(T, dtype=jnp.int32)
     frame = layout.positions(jnp.broadcast_to(order, (B, T)), gap)
+    if recipe.model.config.period:  # a stream goes round and round, so a clip may begin anywhere
+        start = per_sample(5, lambda k: jax.random.randint(jax.random.fold_in(k, 1), (), 0, recipe.model.config.period))
+        frame = frame + start[:, None]
     action, given = (batch["action"] if recipe.model.config.action else None), None
     if action is not None and "action" in recipe.guidance.drop:
         given = jnp.broadcast_to(keep[:, None], (B, T))
-    streams = {"noisy": Stream(process.corrupt(x0, eps, t), t, frame, action, given)}
+
+    def stream(x, level, is_clean, at):
+        """Frames x at a level, told as the process and ``levels`` say; ``at`` are their places in the clip."""
+        told = process.label(level)
+        told = jnp.where(is_clean, levels.context_told(told), told)
+        acted, known = (None if a is None else a[:, at] for a in (action, given))
+        return Stream(process.network_input(x, level), told, frame[:, at], acted, known, clean=is_clean)
+
+    repeated = jnp.tile(x0, (1, copies, *(1,) * (x0.ndim - 2)))
+    noisy = x_t = process.corrupt(repeated, eps, t)
+    if levels.has_context:
+        shown = process.show(repeated, eps, t, levels.context_data)
+        noisy = jnp.where(context.reshape(context.shape + (1,) * (x0.ndim - 2)), shown, x_t)
+    streams = {"noisy": stream(noisy, t, context, at)}
     if layout.separate_clean:
-        past = T - b
-        level = jnp.repeat(per_sample(3, lambda k: levels.sample_context(k, past // b)), b, axis=1)
-        level = jnp.where(order[:past] < layout.sinks, 0.0, level)
-        clean = x0[:, :past]
+        past = np.arange(T - b)
+        level = layout.by_frame(per_sample(3, lambda k: levels.sample_context(k, n - 1)), len(past))
+        level = jnp.where(past < layout.sinks - layout.pad, 0.0, level)
+        clean = x0[:, : len(past)]
         if levels.context:
             noise = per_sample(4, lambda k: jax.random.normal(k, clean.shape[1:]))
-            clean = process.corrupt(clean, noise, level)
-        acted, known = (None if a is None else a[:, :past] for a in (action, given))
-        streams = {"clean": Stream(clean, levels.context_label(level), frame[:, :past], acted, known)} | streams
-    mask = jnp.asarray(layout.training_mask(T))
+            clean = process.show(clean, noise, level, levels.context_data)
+        streams = {"clean": stream(clean, level, jnp.ones(level.shape, bool), past)} | streams
+    if layout.coarse:
+        past = np.arange(layout.coarse)
+        level = jnp.zeros((B, len(past)))
+        history = stream(batch["video"][:, : len(past)], level, jnp.ones(level.shape, bool), past)
+        streams = {"coarse": history} | streams
+    mask, prefix_mask = _masks(recipe, context, t)
     condition = batch_condition(recipe, batch, keep)
-    out, _ = recipe.model.apply({"params": params}, streams, condition, mask)
-    error = jnp.square(out["noisy"] - process.target(x0, eps, t))
-    by_frame = process.loss_weight(t) * jnp.mean(error, axis=tuple(range(2, error.ndim)))
-    return jnp.mean(by_frame), {"loss": jnp.mean(by_frame), "loss_by_frame": jnp.mean(by_frame, axis=0)}
+    out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
+    # One row per noisy copy: some weights look along the sequence.
+    rows = [a.reshape(B * copies, recent, *a.shape[2:]) for a in (out["noisy"], repeated, eps, x_t, t, scored)]
+    scored = rows[5]
+    by_frame, count = jnp.where(scored, process.frame_loss(*rows[:5]), 0.0), scored.astype(jnp.float32)
+    loss = jnp.mean(jnp.sum(by_frame, axis=1) / jnp.sum(count, axis=1))
+    shown = jnp.sum(by_frame, axis=0) / jnp.maximum(jnp.sum(count, axis=0), 1.0)
+    return loss, {"loss": loss, "loss_by_frame": shown}
+
+
+def _masks(recipe, context, t):
+    """(mask, prefix mask or None): one for all clips, or by clip where the draw decides who sees whom."""
+    layout, prefix = recipe.layout, recipe.model.config.prefix
+    streams = layout.training_ids(recipe.frames)
+    if not (layout.by_role or layout.ranges or prefix):
+        return jnp.asarray(layout.training_mask(recipe.frames)), None
+    noisy = streams["noisy"]
+    role = jnp.where(context, CLEAN, noisy.role)
+    streams["noisy"] = noisy._replace(role=role, stage=layout.stages(t))
+    parts = [Ids(*(jnp.broadcast_to(a, (len(t), len(ids.frame))) for a in ids)) for ids in streams.values()]
+    ids = Ids(*(jnp.concatenate(a, axis=1) for a in zip(*parts, strict=True)))
+    return layout.visible(ids, ids), layout.prefix_visible(ids, ids, prefix) if prefix else None

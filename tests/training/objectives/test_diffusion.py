@@ -135,8 +135,8 @@ def test_a_perfect_network_scores_zero_and_only_the_noisy_stream_is_scored():
     np.testing.assert_allclose(metrics["loss_by_frame"], [0, 0, 0.25, 0], atol=1e-6)
 
 
-def test_frame_causal_has_one_stream():
-    recipe = recipe_of(layout=dict(kind="frame_causal"))
+def test_block_causal_has_one_stream():
+    recipe = recipe_of(layout=dict(kind="block_causal"))
     streams, _, mask, *_ = look(recipe, batch_of())
     assert list(streams) == ["noisy"]
     np.testing.assert_array_equal(mask, np.tril(np.ones((T, T), bool)))

@@ -1,0 +1,149 @@
+"""Sizes and forms of the transformer, and which of them exclude each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from causal_diffusion.nn.attention import BACKENDS
+from causal_diffusion.nn.rope import axis_widths
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and forms. Data are [B, T, *space, channels] with len(patch) - 1 spatial axes."""
+
+    width: int = 256  # D
+    depth: int = 6  # blocks
+    heads: int = 4  # H; the head width D / H is even
+    mlp: int = 1024  # hidden width of the feed-forward
+    patch: tuple[int, ...] = (1, 8, 8)  # frames, then one entry per spatial axis
+    channels: int = 1  # of the data
+    outputs: int = 1  # numbers predicted per channel; 2 with a learned variance, which comes out last
+    positions: str = "rotary"  # 'rotary' on all axes; 'additive'; 'both': rotary, and additive on space alone
+    theta: float = 10000.0  # base of the position frequencies
+    rope_split: tuple[int, ...] = ()  # shares of the head width per axis, time first; (): about equal ones
+    period: int = 0  # frames after which additive time positions repeat; 0: they do not
+    attention: str = "joint"  # over space and time at once, or 'factorised': inside each frame, then along time
+    axial_mlp: bool = False  # factorised: space and time each with modulation and MLP of their own
+    time_every: int = 1  # factorised: attention along time in every n-th layer only
+    prefix: int = 0  # factorised: last clean frames that a noisy frame also sees in space; 0: no such attention
+    mask_channel: bool = False  # factorised: the first attention along time is told which frames are clean
+    registers: int = 0  # learned context tokens, seen by every frame
+    label_tokens: bool = False  # the class goes to the registers instead of the modulation
+    coarse: int = 0  # factor by which patches of the stream 'coarse' are larger in space; 0: no such stream
+    qk_norm: str = "full"  # RMS norm of q and k: 'full' width, per 'head', 'none'
+    modulation: str = "linear"  # adaLN: 'linear' per block, or 'table' on a shared projection
+    modulate_clean: bool = True  # whether frames marked clean are modulated too
+    head: str = "linear"  # modulation of the last norm: 'linear', 'table' or 'none'
+    frequencies: int = 256  # width of the time sinusoid
+    classes: int = 0  # 0: no class condition
+    action: int = 0  # numbers per action; 0: no actions
+    text: int = 0  # width of condition tokens; 0: no cross-attention
+    text_layers: int = 1  # Linear layers that embed them, 1 or 2
+    layers: str = "unrolled"  # or 'scan': shorter compilation for deep models
+    remat: str = "none"  # 'none', 'full', or a name in jax.checkpoint_policies
+    backend: str = "reference"  # attention, a key of attention.BACKENDS
+    dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
+
+    def __post_init__(self):
+        choices = {
+            "positions": ("rotary", "additive", "both"),
+            "attention": ("joint", "factorised"),
+            "qk_norm": ("full", "head", "none"),
+            "modulation": ("linear", "table"),
+            "head": ("linear", "table", "none"),
+            "text_layers": (1, 2),
+            "layers": ("unrolled", "scan"),
+            "backend": tuple(BACKENDS),
+            "dtype": ("auto", "float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(map(str, allowed))
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
+        for name, low in dict(outputs=1, time_every=1, period=0, prefix=0, registers=0, coarse=0).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it is at least {low}")
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(
+                f"model.width is {self.width} and model.heads is {self.heads}: the width per head must be a whole "
+                f"even number, model.width = {2 * self.heads * max(1, round(self.width / (2 * self.heads)))} would do"
+            )
+        if not 1 <= len(self.patch) <= 3 or min(self.patch) < 1:
+            raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")
+        if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
+            raise ValueError(f"model.remat is {self.remat!r}; it is none, full or a name in jax.checkpoint_policies")
+        self._check_attention()
+        self._check_positions()
+
+    def _check_attention(self):
+        """Which forms of attention go together."""
+        if self.attention == "joint":
+            for name, off in dict(axial_mlp=False, time_every=1, prefix=0, mask_channel=False).items():
+                self._exclude(name, off, "attention", "joint", "it belongs to attention in space, then in time")
+        else:
+            for name in ("registers", "coarse"):
+                self._exclude(name, 0, "attention", "factorised", "a token of a frame sees its own cell along time")
+        if self.time_every > self.depth:
+            raise ValueError(
+                f"model.time_every is {self.time_every} and model.depth is {self.depth}: no layer would see along "
+                f"time; model.time_every = {self.depth} would do"
+            )
+        if self.time_every > 1:
+            self._exclude("prefix", 0, "time_every", self.time_every, "it is cached with the attention along time")
+            self._exclude("mask_channel", False, "time_every", self.time_every, "the first layer must see along time")
+        if self.layers == "scan":
+            for name, off in dict(time_every=1, mask_channel=False).items():
+                self._exclude(name, off, "layers", "scan", "scanned layers are all alike", "layers", "unrolled")
+        if len(self.patch) == 1:
+            self._exclude("coarse", 0, "patch", self.patch, "without space no patch is larger than another")
+        if self.label_tokens and not (self.registers and self.classes):
+            lacking = "classes" if self.registers else "registers"
+            raise ValueError(
+                f"model.label_tokens is True and model.{lacking} is 0: a class is added to the registers; "
+                "model.label_tokens = False would do"
+            )
+
+    def _check_positions(self):
+        if self.period:
+            self._exclude("positions", "additive", "period", self.period, "rotated keys stay where they are")
+        if not self.rope_split:
+            return
+        why = "nothing is rotated by several axes"
+        self._exclude("rope_split", (), "positions", "additive", why)
+        self._exclude("rope_split", (), "attention", "factorised", why)
+        if len(self.rope_split) != len(self.patch):
+            raise ValueError(
+                f"model.rope_split is {self.rope_split} and model.patch is {self.patch}: one share for every axis, "
+                "model.rope_split = () would do"
+            )
+        try:
+            axis_widths(self.width // self.heads, len(self.patch), self.rope_split)
+        except ValueError as error:
+            raise ValueError(
+                f"model.rope_split is {self.rope_split} and model.width / model.heads is "
+                f"{self.width // self.heads}: {error}; model.rope_split = () would do"
+            ) from None
+
+    def _exclude(self, name, off, other, when, why, change=None, to=None):
+        """Refuses model.``name`` unless it is ``off``, where model.``other`` is ``when``."""
+        given = getattr(self, name)
+        if getattr(self, other) != when or given == off:
+            return
+        change, to = (name, off) if change is None else (change, to)
+        raise ValueError(
+            f"model.{name} is {given!r} and model.{other} is {when!r}: {why}; model.{change} = {to!r} would do"
+        )
+
+    @property
+    def compute_dtype(self):
+        """The dtype of matmuls on the backend at hand."""
+        if self.dtype == "auto":
+            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype(self.dtype)
+
+    @property
+    def modulations(self) -> int:
+        """Modulation vectors per block: shift, scale and gate of each modulated half."""
+        return 12 if self.axial_mlp else 6

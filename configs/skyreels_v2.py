@@ -1,0 +1,53 @@
+"""SkyReels-V2 diffusion forcing: a large text-to-video model whose blocks are denoised in a staggered window.
+
+Paper:     Chen et al. 2025, arXiv 2504.13074 (1.3 B parameters, 540P, asynchronous mode).
+Command:   cd.train(cd.load_config("skyreels_v2"), workdir="runs/skyreels_v2", source=latents)
+Hardware:  a pod: mesh.fsdp >= 8. 'tiny': two CPU cores, four minutes.
+Expected:  'tiny': docs/family.md. Paper: VBench 83.9 (14 B). The network has Wan 2.1's 1,418,996,800 parameters.
+
+The six values:
+  layout     block_causal, five latent frames per block.
+  process    linear path, velocity.
+  levels     FoPP over the blocks, shifted by 8.
+  schedule   pyramid: 6 rows between neighbours, 30 steps shifted by 8, so five blocks are in flight. UniPC, with a
+             history for every frame.
+  guidance   text, weight 6.
+  cache      none: the window is recomputed. Finished frames get noise of 0.02 and are labelled so.
+Differs from the paper: 30 latent frames instead of 25 or 31, so that a block of the past is in sight; no embedding
+of the frame rate.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Variants: '' (above) and 'tiny' (moving digits, two CPU cores)."""
+    c = ml_collections.ConfigDict()
+    c.data = dict(source="own", frames=30, height=68, width=120, channels=16)
+    c.model = dict(width=1536, depth=30, heads=12, mlp=8960, patch=(1, 2, 2), channels=16, text=4096, text_layers=2)
+    c.model.update(modulation="table", head="table", layers="scan", remat="full")
+    c.layout = dict(kind="block_causal", block=5)
+    c.process = dict(path="linear", predict="velocity")
+    c.levels = dict(kind="fopp", shift=8.0)
+    c.schedule = dict(steps=30, offset="pyramid", stride=6.0, shift=8.0)
+    c.solver = dict(kind="unipc")
+    c.guidance = dict(kind="cfg", scale=6.0)
+    c.cache = dict(kind="none", commit_level=0.02)
+    c.train = dict(steps=100_000, batch=64, lr=1e-5, warmup=1_000, ema=0.9999)
+    c.evaluate = dict(clips=16, context=5, frames=60)
+    c.log = dict(every=100, evaluate=10_000, checkpoint=2_000)
+    c.mesh = dict(fsdp=8)
+    if variant == "tiny":
+        c.data.update(source="moving_digits", frames=12, height=16, width=16, channels=1)
+        c.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1, classes=10)
+        c.process.update(clip=1.0)  # the data lie in [-1, 1]
+        c.train.update(steps=2400, batch=6, lr=3e-3, warmup=150, ema=0.998)
+        c.evaluate.update(clips=64, context=4, frames=48)
+        c.log.update(every=50, evaluate=0, checkpoint=1000)
+        c.model.update(text=0)
+        c.layout.update(block=2)
+        c.schedule.update(steps=8, stride=2.0)
+        c.mesh.update(fsdp=1)
+    elif variant:
+        raise ValueError(f"skyreels_v2 has no variant {variant!r}; there is 'tiny'")
+    return c
