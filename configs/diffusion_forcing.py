@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.data.update(source="moving_digits", path="", frames=12, height=16, width=16, channels=1)
         c.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1, classes=10)
         c.process.update(clip=1.0)  # the data lie in [-1, 1]
-        c.train.update(steps=2400, batch=6, lr=3e-3, warmup=150, ema=0.998)
+        c.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
         c.evaluate.update(clips=64, context=4, frames=48)
         c.log.update(every=50, evaluate=0, checkpoint=1000)
         c.schedule.update(steps=10)

@@ -18,14 +18,36 @@ import pytest
 
 import causal_diffusion as cd
 from causal_diffusion.cli import train_main
-from causal_diffusion.config import config_folder, freeze, load_config, thaw
+from causal_diffusion.config import config_folder, differences, freeze, load_config, override, thaw
+from causal_diffusion.data.sources import make_source
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.recipe import build, parameter_count
 from causal_diffusion.training import loop
+from causal_diffusion.training.state import create
+from causal_diffusion.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in config_folder().glob("*.py"))
-VARIANTS = {"quickstart": ("", "tiny"), "video_folder": ("", "gpu", "tiny")}
+FAMILY = (  # published systems: full size is for accelerators, 'tiny' learns moving digits in minutes
+    "acdit", "ar_diffusion", "ca2_vdm", "dfot", "diffusion_forcing", "far", "nfd", "skyreels_v2", "streaming_tsdiff",
+    "vid_gpt",
+)  # fmt: skip
+VARIANTS = dict.fromkeys(FAMILY, ("", "tiny")) | {"quickstart": ("", "tiny"), "video_folder": ("", "gpu", "tiny")}
+# What a tiny variant may change: sizes, steps, batch and data.
+SIZES = {
+    "model.width", "model.heads", "model.depth", "model.mlp", "model.registers", "layout.block", "layout.window",
+    "model.period", "levels.known", "schedule.chunk", "schedule.in_flight", "mesh.fsdp",
+}  # fmt: skip
+STEPS = {
+    "train.steps", "train.warmup", "train.lr", "train.ema", "schedule.steps", "schedule.stride", "schedule.guess",
+    "log.every", "log.evaluate", "log.checkpoint", "evaluate.clips", "evaluate.context", "evaluate.frames",
+}  # fmt: skip
+BATCH = {"train.batch"}
+DATA = {
+    "data.source", "data.frames", "data.height", "data.width", "data.channels", "data.classes", "data.action_dim",
+    "model.channels", "model.patch", "model.classes", "model.action", "model.text",
+    "process.clip",  # the range of the data
+}  # fmt: skip
 ALL = [f"{name}:{variant}" if variant else name for name in NAMES for variant in VARIANTS[name]]
 
 
@@ -64,33 +86,77 @@ def test_it_builds_and_survives_a_round_trip(name):
     assert recipe.config.name == name.partition(":")[0]
     assert recipe.kind == "exact"
     assert build(recipe.config).config == recipe.config
+    context, layout = recipe.config.evaluate.context, recipe.layout
+    assert 0 < context < recipe.frames and (context + layout.pad) % layout.block == 0
+    assert recipe.config.evaluate.frames + context > recipe.frames  # it is streamed past its training length
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tiny_changes_sizes_steps_batch_and_data_only(name):
     full, tiny = (freeze(load_config(n)) for n in (name, f"{name}:tiny"))
-    assert (full.process, full.levels, full.guidance, full.cache, full.seed) == (
-        tiny.process, tiny.levels, tiny.guidance, tiny.cache, tiny.seed)
-    assert full.layout.kind == tiny.layout.kind and full.layout.block == tiny.layout.block
-    assert full.schedule == tiny.schedule
-    sizes = {"width", "depth", "heads", "mlp", "frequencies"}
-    changed = {f for f in vars(full.model) if getattr(full.model, f) != getattr(tiny.model, f)}
-    assert changed <= sizes
-    assert tiny.train.steps <= 50
-    assert build(tiny).config.data.frames <= full.data.frames
+    identity, elastic = differences(full, tiny)
+    changed = {**identity, **elastic}
+    assert {"model.width", "train.steps"} <= set(changed) <= SIZES | STEPS | BATCH | DATA
+    if name in FAMILY:
+        assert tiny.data.source == "moving_digits" and tiny.data.frames <= 16 and tiny.model.width <= 192
+        assert tiny.model.classes == 10 and (tiny.process.clip in (full.process.clip, 1.0))  # pixels lie in [-1, 1]
+        # The same share of blocks is in flight, or all that the clip has room for.
+        assert (full.schedule.view().in_flight == 1) == (tiny.schedule.view().in_flight == 1)
+    else:
+        assert tiny.train.steps <= 20 and tiny.model.width <= 32
+        assert "schedule" not in {key.partition(".")[0] for key in changed}
+
+
+def test_every_key_that_tiny_may_change_is_changed_somewhere():
+    """So that the list above stays as short as it is."""
+    changed = set()
+    for name in NAMES:
+        for part in differences(*(freeze(load_config(n)) for n in (name, f"{name}:tiny"))):
+            changed |= set(part)
+    assert changed == SIZES | STEPS | BATCH | DATA
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_docstring_says_how_to_run_it_and_what_to_expect(name):
     text = (config_folder() / f"{name}.py").read_text().split('"""')[1]
-    assert f"python train.py --config=configs/{name}.py --workdir=" in text
-    for word in ("Command:", "Hardware:", "Expected:", "Method:"):
+    own = load_config(name).data.source == "own"  # clips that no command line can name
+    command = f'cd.train(cd.load_config("{name}"), workdir=' if own else (
+        f"python train.py --config=configs/{name}.py --workdir=")
+    assert command in text.replace("\n", " ")
+    for word in ("Command:", "Hardware:", "Expected:", *(("'tiny'",) if name in FAMILY else ("Method:",))):
         assert word in text
-    with pytest.raises(cd.UserError, match="no variant 'tinny'"):
+    if name in FAMILY:
+        assert re.search(r"^Papers?: .*arXiv \d{4}\.\d{5}", text, re.M | re.S)
+        for choice in ("layout", "process", "levels", "schedule", "guidance", "cache"):
+            assert re.search(rf"^  {choice}  +\S", text, re.M), choice
+        assert f"  layout     {load_config(name).layout.kind}" in text
+    with pytest.raises(cd.UserError, match=f"{name}.py: {name} has no variant 'tinny'.*'tiny'"):
         load_config(f"{name}:tinny")
 
 
-@pytest.mark.parametrize("name", [n if n.endswith(":tiny") else pytest.param(n, marks=pytest.mark.full) for n in ALL])
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_full_size_is_counted_without_being_made(name):
+    """From shapes alone; the figure that a docstring gives is that of the network."""
+    before = {id(a) for a in jax.live_arrays()}
+    config = freeze(load_config(name))
+    if not config.model.mask_channel:
+        config = override(config, {"model.layers": "scan"})  # as many parameters, traced once
+    count = parameter_count(jax.eval_shape(build(config).init_params, jax.random.key(0)))
+    assert sum(a.nbytes for a in jax.live_arrays() if id(a) not in before) < 2**22
+    text = (config_folder() / f"{name}.py").read_text()
+    exact, about = re.search(r"(\d{1,3}(?:,\d{3})+) parameters", text), re.search(r"(\d+) M parameters", text)
+    if exact:
+        assert count == int(exact[1].replace(",", ""))
+    elif about:
+        assert abs(count / 1e6 / int(about[1]) - 1) < 0.015
+    assert count > (5e7 if name != "streaming_tsdiff" else 1e6)
+
+
+QUICK = ("quickstart:tiny", "video_folder:tiny")
+COMPILED = [name for name in ALL if name not in FAMILY]  # the family's full sizes are for a cluster to compile
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in COMPILED])
 def test_dry_run_needs_no_data(name, one_device, tmp_path, monkeypatch, capsys):
     """Parameter table, total with separators, FLOPs and memory; the folder of videos does not exist."""
     path, _, variant = name.partition(":")
@@ -119,6 +185,24 @@ def test_quickstart_tiny_trains_as_shipped(one_device, tmp_path, capsys):
     assert config.evaluate.context + config.evaluate.frames > config.data.frames  # it streams past its training length
     board = next((tmp_path / "tensorboard").iterdir()).read_bytes()
     assert b"held_out/stream" in board and b"GIF89a" in board and b"held_out/loss" in board
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FAMILY)
+def test_twenty_steps_on_one_batch_are_learned(name):
+    """Levels and noise are those of (key, index), the same at every step; only the pace is set for so short a run."""
+    recipe = build(load_config(f"{name}:tiny", {"train.lr": 2e-3, "train.warmup": 2}))
+    config = recipe.config
+    source = make_source(config.data, "train")
+    elements = [source[i] for i in range(config.train.batch)]
+    batch = {key: np.stack([e[key] for e in elements]) for key in elements[0]}
+    batch["index"] = np.arange(config.train.batch, dtype=np.int32)
+    state = jax.jit(functools.partial(create, recipe))(jax.random.key(0))
+    step, losses = jax.jit(functools.partial(train_step, recipe)), []
+    for _ in range(21):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and losses[20] < 0.9 * losses[0], losses
 
 
 def check_run(config, workdir):

@@ -1,105 +1,287 @@
 """The recipe: every clash is refused with both keys and a value that works, everything else is put together."""
 
+import ast
 import itertools
+import re
+import traceback
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from causal_diffusion.config import Config, load_config, override
+import causal_diffusion
+from causal_diffusion.config import Config, override
 from causal_diffusion.errors import UserError
 from causal_diffusion.recipe import build, null_condition, parameter_count
 
 # Clips of 12 grey frames of 16 x 16 with 10 classes and 2 numbers per action, cut into patches of 8 x 8.
 SOUND = {
     "data.source": "video_folder", "data.frames": 12, "data.classes": 10, "data.action_dim": 2,
-    "model.width": 16, "model.heads": 2, "model.depth": 1, "model.mlp": 16,
+    "model.width": 16, "model.heads": 2, "model.depth": 2, "model.mlp": 16, "evaluate.clips": 0,
 }  # fmt: skip
+CAUSAL = {"layout.kind": "block_causal"}
+WINDOW = CAUSAL | {"cache.kind": "none"}
+PREFIX = {"layout.kind": "partial_prefix", "levels.kind": "prefix"}
+FACTORISED = {"model.attention": "factorised"}
+GUIDED = {"guidance.kind": "cfg", "guidance.scale": 2.0}
+TABLE = {"process.path": "vp_linear"}
+LAST_NOISE = {"process.predict": "noise"}
+TOGETHER = {"schedule.offset": "full", "schedule.chunk": 3}
+PYRAMID = {"schedule.offset": "pyramid", "schedule.stride": 5.0}
+REFINE = {"schedule.offset": "refine", "schedule.back": 2, "schedule.repeats": 1}
+REAL_TIME = {"schedule.offset": "real_time", "schedule.in_flight": 3, "schedule.guess": 2}
+ONE_BY_ONE = {"schedule.offset": "autoregressive"}
+TABLE_HEAD = {"model.positions": "additive"}
 
-# name: (what is changed, keys that the message names, the value it proposes)
-CLASHES = {
-    "half a block": ({"layout.block": 5}, ["data.frames", "layout.block"], {"data.frames": 10}),
-    "one block": (
-        {"data.frames": 4, "layout.block": 4}, ["layout.block", "data.frames"], {"data.frames": 8}
-    ),
-    "window of half a block": (
-        {"layout.block": 2, "layout.window": 3}, ["layout.window", "layout.block"], {"layout.window": 2}
-    ),
-    "sinks of half a block": (
-        {"layout.block": 4, "layout.sinks": 6}, ["layout.sinks", "layout.block"], {"layout.sinks": 8}
-    ),
-    "channels": ({"data.channels": 3}, ["model.channels", "3 channels"], {"model.channels": 3}),
-    "patch of too few axes": (
-        {"model.patch": (1, 6)}, ["model.patch", "(time, 16, 16, 1)"], {"model.patch": (1, 2, 2)}
-    ),
-    "patch in time": ({"model.patch": (2, 8, 8)}, ["model.patch", "streams"], {"model.patch": (1, 8, 8)}),
-    "height": ({"data.height": 20}, ["data.height", "model.patch"], {"data.height": 16}),
-    "width": ({"data.width": 4}, ["data.width", "model.patch"], {"data.width": 8}),
-    "classes without labels": (
-        {"model.classes": 3, "data.classes": 0}, ["model.classes", "labels"], {"model.classes": 0}
-    ),
-    "actions": ({"model.action": 3}, ["model.action", "2 numbers per action"], {"model.action": 2}),
-    "actions without any": ({"model.action": 3, "data.action_dim": 0}, ["model.action", "0"], {"model.action": 0}),
-    "a full schedule": (
-        {"schedule.offset": "full"}, ["schedule.offset", "stream"], {"schedule.offset": "autoregressive"}
-    ),
-    "a broken pyramid": (
-        {"layout.kind": "block_causal", "schedule.offset": "pyramid", "schedule.stride": 2.5},
-        ["schedule.offset", "schedule.steps"], {"schedule.stride": 2},
-    ),
-    "a slow pyramid": (
-        {"layout.kind": "block_causal", "schedule.offset": "pyramid", "schedule.stride": 0.25},
-        ["schedule.offset", "schedule.steps"], {"schedule.stride": 1},
-    ),
-    "a broken roll": (
-        {"layout.kind": "block_causal", "schedule.offset": "rolling", "schedule.in_flight": 4},
-        ["schedule.offset", "schedule.steps"], {"schedule.steps": 12},
-    ),
-    "teachers of several blocks": (
-        {"schedule.offset": "pyramid", "schedule.stride": 5.0},
-        ["layout.kind", "schedule.offset"], {"schedule.offset": "autoregressive"},
-    ),
-    "a past at the level of the present": (
-        {"layout.kind": "block_causal", "levels.kind": "shared"},
-        ["levels.kind", "layout.kind"], {"levels.kind": "independent"},
-    ),
-    "noise from noise": ({"process.predict": "noise"}, ["process.predict", "schedule.t_max"], {"schedule.t_max": 0.99}),
-    "a commit never trained": (
-        {"cache.commit_level": 0.4, "levels.context": 0.25},
-        ["cache.commit_level", "levels.context"], {"cache.commit_level": 0.25},
-    ),
-    "mirrored actions": ({"train.flip": True}, ["train.flip", "data.source"], {"train.flip": False}),
-    "guidance without conditions": (
-        {"guidance.kind": "cfg", "guidance.scale": 2.0}, ["guidance.kind", "label, text"], {"guidance.kind": "none"}
-    ),
-    "guidance never trained": (
-        {"guidance.kind": "cfg", "guidance.scale": 2.0, "model.classes": 10, "train.drop": 0.0},
-        ["guidance.kind", "train.drop"], {"train.drop": 0.1},
-    ),
-}  # fmt: skip
+# (what is changed, keys that the message names, the values it proposes, what else is wrong)
+CLASHES = [
+    # Shapes.
+    (CAUSAL | {"layout.coarse": 4}, "layout.coarse model.coarse", {"layout.coarse": 0, "model.coarse": 0}),
+    (CAUSAL | {"model.coarse": 2}, "layout.coarse model.coarse", {"layout.coarse": 0, "model.coarse": 0}),
+    ({"layout.block": 5}, "data.frames layout.block", {"data.frames": 10}),
+    ({"layout.block": 5, "layout.first": 1}, "data.frames layout.block", {"data.frames": 11}),
+    ({"data.frames": 4, "layout.block": 4}, "layout.block data.frames", {"data.frames": 8}),
+    ({"data.channels": 3}, "model.channels data.channels", {"model.channels": 3}),
+    ({"model.outputs": 2}, "model.outputs process.variance", {"model.outputs": 1}),
+    ({"model.patch": (1, 6)}, "model.patch (time,16,16,1)", {"model.patch": (1, 2, 2)}),
+    ({"model.patch": (2, 8, 8)}, "model.patch streams", {"model.patch": (1, 8, 8)}),
+    ({"data.height": 20}, "data.height model.patch", {"data.height": 16}),
+    ({"data.width": 4}, "data.width model.patch", {"data.width": 8}),
+    ({"model.classes": 3, "data.classes": 0}, "model.classes labels", {"model.classes": 0}),
+    ({"model.action": 3}, "model.action data", {"model.action": 2}),
+    ({"model.action": 3, "data.action_dim": 0}, "model.action data", {"model.action": 0}),
+    # What is seen of the past.
+    (WINDOW | {"data.frames": 3} | TOGETHER, "cache.kind data.frames", {"data.frames": 4}),
+    (WINDOW | {"layout.block": 4, "layout.first": 2, "data.frames": 10} | TOGETHER, "cache.kind data.frames",
+     {"data.frames": 14}),
+    # Levels against schedules.
+    (TOGETHER, "layout.kind schedule.offset", ONE_BY_ONE | {"schedule.chunk": 1}),
+    (PYRAMID, "layout.kind schedule.offset", ONE_BY_ONE),
+    (REFINE | {"schedule.chunk": 2}, "layout.kind schedule.offset",
+     ONE_BY_ONE | {"schedule.chunk": 1, "schedule.back": 0, "schedule.repeats": 0}),
+    (PREFIX | REAL_TIME, "layout.kind schedule.offset", ONE_BY_ONE | {"schedule.guess": 0}),
+    ({"layout.kind": "partial_prefix"}, "layout.kind levels.kind", {"levels.kind": "prefix"}),
+    ({"layout.kind": "prefix", "levels.clean": 0.5, "cache.kind": "none"}, "layout.kind levels.clean",
+     {"levels.clean": 0.0, "levels.kind": "prefix"}),
+    ({"levels.clean": 0.5}, "layout.kind levels.clean", {"levels.clean": 0.0}),
+    ({"levels.kind": "staircase"}, "layout.kind levels.kind", {"levels.kind": "independent"}),
+    (CAUSAL | {"levels.kind": "shared"}, "levels.kind layout.kind", {"levels.kind": "independent"}),
+    (CAUSAL | {"levels.kind": "shared", "schedule.offset": "pyramid", "schedule.stride": 1.0, "schedule.steps": 12},
+     "levels.kind schedule.offset", {"levels.kind": "independent"}),
+    (CAUSAL | {"levels.kind": "uniform_future"} | PYRAMID, "levels.kind schedule.offset",
+     {"levels.kind": "independent"}),
+    (CAUSAL | {"levels.kind": "prefix"} | PYRAMID, "levels.kind schedule.offset", ONE_BY_ONE),
+    (CAUSAL | {"levels.kind": "prefix", "levels.chunk": 2} | TOGETHER, "levels.kind schedule.offset",
+     ONE_BY_ONE | {"schedule.chunk": 1}),
+    (CAUSAL | {"levels.kind": "staircase", "levels.in_flight": 4} | PYRAMID, "levels.in_flight schedule",
+     {"levels.in_flight": 2}),
+    (CAUSAL | {"levels.kind": "staircase"}, "levels.in_flight schedule", {"levels.in_flight": 1}),
+    (CAUSAL | {"levels.kind": "staircase", "levels.in_flight": 3} | TOGETHER, "levels.kind schedule.offset",
+     ONE_BY_ONE | {"schedule.chunk": 1, "levels.in_flight": 1}),
+    (CAUSAL | {"levels.kind": "fopp", "schedule.offset": "interleaved", "schedule.chunk": 4},
+     "levels.kind schedule.offset", ONE_BY_ONE | {"schedule.chunk": 1}),
+    (CAUSAL | {"levels.kind": "sorted", "schedule.offset": "trapezoid", "schedule.chunk": 4, "schedule.stride": 3.0},
+     "levels.kind schedule.offset", ONE_BY_ONE | {"schedule.chunk": 1}),
+    # The first prediction.
+    (LAST_NOISE, "process.predict schedule.t_max", {"schedule.t_max": 0.99}),
+    (LAST_NOISE | TABLE | {"process.zero_snr": True}, "process.predict schedule.t_max", {"schedule.t_max": 0.98}),
+    (LAST_NOISE | {"schedule.steps": 2, "schedule.step_times": (1.0, 0.5)}, "process.predict schedule.t_max",
+     {"process.predict": "velocity"}),
+    (LAST_NOISE | {"process.path": "edm", "schedule.grid": "edm", "schedule.sigma_max": 2000.0},
+     "process.predict schedule.t_max", {"process.predict": "velocity"}),
+    (LAST_NOISE | {"schedule.grid": "discrete", "schedule.steps": 100, "schedule.grid_steps": 100},
+     "process.predict schedule.t_max", {"process.predict": "velocity"}),
+    # The past as it is kept, and as training shows it.
+    ({"layout.kind": "full"}, "cache.kind layout.kind", {"cache.kind": "none"}),
+    (PREFIX | {"layout.kind": "prefix"}, "cache.kind layout.kind", {"cache.kind": "none"}),
+    ({"cache.kind": "none"}, "cache.kind layout.kind", {"cache.kind": "kv"}),
+    (CAUSAL | FACTORISED | {"model.prefix": 2}, "model.prefix levels.kind", {"model.prefix": 0}),
+    (CAUSAL | FACTORISED | {"model.mask_channel": True}, "model.mask_channel levels.kind",
+     {"model.mask_channel": False}),
+    (CAUSAL | {"model.modulate_clean": False}, "model.modulate_clean levels.kind", {"model.modulate_clean": True}),
+    ({"cache.commit_level": 0.4, "levels.context": 0.25}, "cache.commit_level levels.context",
+     {"cache.commit_level": 0.25}),
+    (PREFIX | {"cache.commit_level": 0.4}, "cache.commit_level levels.context", {"cache.commit_level": 0.0}),
+    (WINDOW | {"cache.commit_level": 0.4, "layout.ranges": (4, 2), "layout.range_levels": (0.3,)},
+     "cache.commit_level layout.range_levels", {"cache.commit_level": 0.3}),
+    ({"cache.commit_level": 0.4, "levels.context": 0.5, "layout.ranges": (4, 2), "layout.range_levels": (0.3,)},
+     "cache.commit_level layout.range_levels", {"cache.commit_level": 0.3}),
+    ({"cache.commit_label": "fixed", "cache.commit_label_at": -0.5}, "cache.commit_label_at levels.context_label_at",
+     {"cache.commit_label_at": 0.0}),
+    (TABLE | {"process.labels": "published", "cache.commit_label": "fixed", "cache.commit_label_at": -0.5},
+     "cache.commit_label_at levels.context_label_at", {"cache.commit_label_at": -0.001}),
+    ({"cache.commit_label": "fixed", "cache.commit_label_at": -0.5, "levels.context_label": "fixed",
+      "levels.context_label_at": -0.25}, "cache.commit_label_at levels.context_label_at",
+     {"cache.commit_label_at": -0.25}),
+    ({"process.path": "trigflow", "process.labels": "published", "cache.commit_label": "fixed",
+      "cache.commit_label_at": 0.5}, "cache.commit_label_at levels.context_label_at",
+     {"cache.commit_label_at": 0.001571}),
+    # Places in time.
+    (PREFIX | FACTORISED | {"model.prefix": 3, "layout.window": 2}, "model.prefix layout.window", {"model.prefix": 2}),
+    (CAUSAL | TABLE_HEAD, "model.period model.positions", {"model.period": 12}),
+    (CAUSAL | TABLE_HEAD | PYRAMID | {"layout.window": 14}, "model.period model.positions", {"model.period": 16}),
+    (CAUSAL | TABLE_HEAD | {"model.period": 20, "layout.sinks": 2}, "model.period layout.sinks", {"layout.sinks": 0}),
+    (CAUSAL | TABLE_HEAD | {"model.period": 9, "layout.window": 4}, "model.period data.frames", {"model.period": 12}),
+    (CAUSAL | TABLE_HEAD | PYRAMID | {"model.period": 12}, "model.period layout.window", {"layout.window": 10}),
+    (CAUSAL | TABLE_HEAD | {"model.period": 12, "schedule.offset": "rolling", "schedule.in_flight": 12,
+                            "schedule.steps": 12}, "model.period layout.window", {"model.period": 23}),
+    # Conditions.
+    ({"train.flip": True}, "train.flip data.source", {"train.flip": False}),
+    (GUIDED, "guidance.kind label,text", {"guidance.kind": "none"}),
+    (GUIDED | {"model.classes": 10, "train.drop": 0.0}, "guidance.kind train.drop", {"train.drop": 0.1}),
+    # Evaluation.
+    ({"layout.block": 3, "evaluate.clips": 8}, "evaluate.context layout.block", {"evaluate.context": 3}),
+    ({"layout.block": 6, "evaluate.clips": 8}, "evaluate.context layout.block", {"evaluate.context": 6}),
+    ({"layout.block": 5, "layout.first": 2, "evaluate.clips": 8}, "evaluate.context layout.block",
+     {"evaluate.context": 2}),
+    # layout
+    ({"layout.block": 2, "layout.first": 3}, "layout.first layout.block", {"layout.first": 2}),
+    ({"layout.gap": 2}, "layout.gap layout.sinks", {"layout.gap": 0}),
+    ({"layout.block": 2, "layout.window": 3}, "layout.window layout.block", {"layout.window": 2}),
+    ({"layout.block": 4, "layout.sinks": 6}, "layout.sinks layout.block", {"layout.sinks": 4}),
+    (CAUSAL | {"layout.copies": 2}, "layout.copies layout.kind", {"layout.copies": 1}),
+    ({"layout.coarse": 2}, "layout.coarse layout.kind", {"layout.coarse": 0}),
+    ({"layout.ranges": (4, 2)}, "layout.ranges layout.range_levels", {"layout.range_levels": (0.5,)}),
+    # cache
+    ({"cache.commit_label_at": 0.5}, "cache.commit_label_at cache.commit_label", {"cache.commit_label": "fixed"}),
+    ({"cache.commit_level": 0.2, "cache.commit_data": "clean", "cache.commit_label": "fixed", "levels.context": 0.5},
+     "cache.commit_level cache.commit_data", {"cache.commit_level": 0.0}),
+    # levels
+    (CAUSAL | {"levels.kind": "fopp", "levels.density": "logit_normal"}, "levels.kind levels.density",
+     {"levels.density": "uniform"}),
+    (CAUSAL | {"levels.kind": "prefix", "levels.clean": 0.5}, "levels.kind levels.clean", {"levels.clean": 0.0}),
+    (CAUSAL | {"levels.kind": "uniform_future", "levels.known": 0}, "levels.kind levels.known", {"levels.known": 1}),
+    ({"levels.density": "edm_log_normal", "levels.shift": 2.0}, "levels.density levels.shift", {"levels.shift": 1.0}),
+    ({"levels.context_label_at": 0.5}, "levels.context_label levels.context_label_at",
+     {"levels.context_label": "fixed"}),
+    ({"levels.context": 0.5, "levels.context_data": "clean", "levels.context_label": "fixed"},
+     "levels.context levels.context_data", {"levels.context": 0.0}),
+    (CAUSAL | {"levels.kind": "uniform_future", "levels.known": 12}, "levels.kind levels.known", {"levels.known": 11}),
+    (CAUSAL | {"levels.kind": "prefix", "levels.known": 10, "levels.chunk": 3}, "levels.known levels.chunk",
+     {"levels.chunk": 2}),
+    (CAUSAL | {"levels.kind": "prefix", "levels.known": 12}, "levels.known levels.chunk", {"levels.known": 11}),
+    # process
+    ({"process.betas": (1e-4, 0.02)}, "process.betas process.path", {"process.betas": ()}),
+    ({"process.zero_snr": True}, "process.zero_snr process.path", {"process.zero_snr": False}),
+    ({"process.shift": 0.5}, "process.shift process.path", {"process.shift": 1.0}),
+    ({"process.path": "trigflow", "process.data_std": 0.5}, "process.data_std process.path",
+     {"process.data_std": 1.0}),
+    # schedule
+    (CAUSAL | {"schedule.offset": "pyramid", "schedule.stride": 50.0}, "schedule.stride schedule.steps",
+     {"schedule.stride": 5}),
+    (CAUSAL | {"schedule.offset": "rolling", "schedule.in_flight": 20}, "schedule.in_flight schedule.steps",
+     {"schedule.in_flight": 10}),
+    ({"schedule.chunk": 2}, "schedule.chunk schedule.offset", {"schedule.chunk": 1}),
+    (CAUSAL | {"schedule.offset": "refine", "schedule.chunk": 2}, "schedule.back schedule.steps",
+     {"schedule.back": 5, "schedule.repeats": 1}),
+    (WINDOW | REAL_TIME | {"schedule.guess": 0}, "schedule.guess schedule.steps", {"schedule.guess": 2}),
+    ({"schedule.grid": "discrete", "schedule.shift": 2.0}, "schedule.shift schedule.grid", {"schedule.shift": 1.0}),
+    ({"schedule.grid": "edm", "schedule.t_max": 0.9}, "schedule.t_max schedule.grid", {"schedule.t_max": 1.0}),
+    ({"schedule.grid": "edm", "schedule.sigma_min": 90.0}, "schedule.sigma_min schedule.sigma_max",
+     {"schedule.sigma_min": 0.002, "schedule.sigma_max": 80, "schedule.rho": 7}),
+    ({"schedule.grid": "discrete", "schedule.grid_steps": 5}, "schedule.steps schedule.grid_steps",
+     {"schedule.steps": 5}),
+    ({"schedule.step_times": (1.0, 0.5)}, "schedule.steps schedule.step_times", {"schedule.steps": 2}),
+    ({"schedule.steps": 2, "schedule.step_times": (1.0, 0.5), "schedule.t_max": 0.9},
+     "schedule.t_max schedule.step_times", {"schedule.t_max": 1.0}),
+    (CAUSAL | {"schedule.offset": "interleaved"}, "schedule.offset schedule.chunk", {"schedule.chunk": 2}),
+    (CAUSAL | PYRAMID | {"schedule.stride": 2.5}, "schedule.offset schedule.steps", {"schedule.stride": 2}),
+    (CAUSAL | PYRAMID | {"schedule.stride": 0.25}, "schedule.offset schedule.steps", {"schedule.stride": 1}),
+    (CAUSAL | {"schedule.offset": "rolling", "schedule.in_flight": 4}, "schedule.offset schedule.steps",
+     {"schedule.steps": 12}),
+    # solver
+    ({"solver.eta": 0.5}, "solver.eta solver.kind", {"solver.eta": 0.0}),
+    ({"solver.order": 1}, "solver.order solver.kind", {"solver.order": 2}),
+    # model
+    ({"model.width": 18, "model.heads": 4}, "model.width model.heads", {"model.width": 16}),
+    ({"model.axial_mlp": True}, "model.axial_mlp model.attention", {"model.axial_mlp": False}),
+    (FACTORISED | {"model.registers": 2}, "model.registers model.attention", {"model.registers": 0}),
+    (FACTORISED | {"model.time_every": 3}, "model.time_every model.depth", {"model.time_every": 2}),
+    (PREFIX | FACTORISED | {"model.time_every": 2, "model.prefix": 1}, "model.prefix model.time_every",
+     {"model.prefix": 0}),
+    (PREFIX | FACTORISED | {"model.time_every": 2, "model.mask_channel": True}, "model.mask_channel model.time_every",
+     {"model.mask_channel": False}),
+    (PREFIX | FACTORISED | {"model.layers": "scan", "model.mask_channel": True}, "model.mask_channel model.layers",
+     {"model.layers": "unrolled"}),
+    ({"model.coarse": 2, "model.patch": (1,)}, "model.coarse model.patch", {"model.coarse": 0},
+     {"model.patch": (1, 8, 8)}),  # no data of the library lack space
+    ({"model.label_tokens": True, "model.classes": 10}, "model.label_tokens model.registers",
+     {"model.label_tokens": False}),
+    ({"model.period": 12}, "model.period model.positions", {"model.positions": "additive"}),
+    (CAUSAL | TABLE_HEAD | {"model.period": 12, "model.rope_split": (2, 1, 1)}, "model.rope_split model.positions",
+     {"model.rope_split": ()}),
+    (FACTORISED | {"model.rope_split": (2, 1, 1)}, "model.rope_split model.attention", {"model.rope_split": ()}),
+    ({"model.rope_split": (1, 1)}, "model.rope_split model.patch", {"model.rope_split": ()}),
+    ({"model.rope_split": (3, 3, 7)}, "model.rope_split model.width", {"model.rope_split": ()}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("clash", CLASHES)
-def test_a_clash_is_refused_and_the_proposed_value_works(clash):
-    changed, named, proposed = CLASHES[clash]
+def refusal_of(changed):
+    """The error that the user meets."""
     with pytest.raises(UserError) as refusal:
         build(override(Config(), SOUND | changed))
-    said = str(refusal.value)
-    assert "\n" not in said and all(name in said for name in named), said
-    ((key, value),) = proposed.items()
-    assert f"{key} = {value!r}" in said.replace(" or ", f" or {key} = ") and "would do" in said, said
+    return refusal.value
+
+
+def proposals(said):
+    """The values that a message names after 'key = '."""
+    found = re.findall(r"(\w+\.\w+) = ('\w+'|\([^)]*\)|[-\w.]+)", said.rpartition(";")[2])
+    return {key: ast.literal_eval(value) for key, value in found}
+
+
+def name_of(clash):
+    return "+".join(f"{key}={value}" for key, value in clash[0].items())
+
+
+@pytest.mark.parametrize("clash", CLASHES, ids=name_of)
+def test_a_clash_is_refused_and_the_proposed_value_works(clash):
+    changed, named, proposed, *other = clash
+    said = str(refusal_of(changed))
+    assert "\n" not in said and all(name in said.replace(" ", "") for name in named.split()), said
+    assert said.endswith(" would do") and proposals(said) == proposed, said
+    for more in other:
+        proposed = proposed | more
     build(override(Config(), SOUND | changed | proposed))
 
 
-def test_a_width_for_the_heads_is_proposed_too():
-    with pytest.raises(UserError, match=r"^model\.width is 18 and model\.heads is 4: .* model.width = 16 would do$"):
-        build(override(Config(), SOUND | {"model.width": 18, "model.heads": 4}))
-    build(override(Config(), SOUND | {"model.width": 16, "model.heads": 4}))
+def sites(path, clashing):
+    """(file, first line, last line) of the statements in a module that refuse, where ``clashing`` says so."""
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+            text = ast.get_source_segment(source, node)
+            if clashing(text):
+                yield path.name, node.lineno, node.end_lineno
+
+
+def test_every_refusal_is_met_above():
+    """Every ``_refuse`` of the recipe, and every error of a section of the config that names two of its keys."""
+    met = set()
+    for changed, *_ in CLASHES:
+        error = refusal_of(changed)
+        while error is not None:
+            met.update((Path(frame.filename).name, frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
+            error = error.__cause__ or error.__context__
+    sections = "layout|cache|levels|process|schedule|solver|model"
+
+    def pair(text):
+        helper = text.startswith(("self._refuse(", "self._exclude("))
+        return helper or (text.startswith("raise ValueError") and re.search(rf"\band (?:{sections})\.", text))
+
+    package = Path(causal_diffusion.__file__).parent
+    found = list(sites(package / "compatibility.py", lambda text: text.startswith("_refuse(")))
+    assert len(found) > 30
+    for name in ("layout", "cache", "diffusion/levels", "diffusion/process", "diffusion/schedule",
+                 "diffusion/solvers", "nn/config"):  # fmt: skip
+        found += sites(package / f"{name}.py", pair)
+    never = [site for site in found if not any((site[0], line) in met for line in range(site[1], site[2] + 1))]
+    assert not never and len(found) > 65, (len(found), never)
 
 
 def test_what_does_not_clash_is_built():
     """All layouts, predictions and offsets that a stream can run, together."""
-    offsets = [{"schedule.offset": "autoregressive"}, {"schedule.offset": "pyramid", "schedule.stride": 5.0},
+    offsets = [ONE_BY_ONE, PYRAMID,
                {"schedule.offset": "rolling", "schedule.in_flight": 5}]  # fmt: skip
     kinds, predictions = ("block_causal", "teacher_forcing"), ("velocity", "x0", "noise")
     for kind, predict, offset in itertools.product(kinds, predictions, offsets):
@@ -142,9 +324,26 @@ def test_the_null_condition_has_what_the_model_takes():
     assert null.label is None and null.text.shape == (2, 3, 1, 4) and not null.text.any() and null.text_mask.all()
 
 
-@pytest.mark.parametrize(
-    "name", ["quickstart", "quickstart:tiny", "video_folder", "video_folder:tiny", "video_folder:gpu"]
-)
-def test_shipped_configs_are_sound(name):
-    recipe = build(load_config(name))
-    assert recipe.kind == "exact" and recipe.config.name == name.partition(":")[0]
+def test_a_clip_denoised_as_a_whole_may_share_its_level():
+    """Full-sequence diffusion: of one clip everything is in flight, so nothing clean is ever behind."""
+    changed = CAUSAL | {"levels.kind": "shared", "schedule.offset": "full", "schedule.chunk": 12}
+    assert build(override(Config(), SOUND | changed)).kind == "exact"
+
+
+def test_keys_and_values_in_fewer_bits_are_an_approximation():
+    recipe = build(override(Config(), SOUND | {"cache.dtype": "bfloat16", "model.dtype": "float32"}))
+    assert recipe.kind == "approximate" and recipe.approximations == (
+        "keys and values are computed in float32 and stored in bfloat16",)
+    for other in ({"cache.dtype": "bfloat16", "model.dtype": "bfloat16"}, {"cache.dtype": "float32"},
+                  WINDOW | {"cache.dtype": "bfloat16"}):  # fmt: skip
+        assert build(override(Config(), SOUND | other)).kind == "exact"
+
+
+def test_without_a_cache_a_stream_sees_as_much_as_training():
+    """Past and blocks in flight together are the clip, unless the layout asks for another window."""
+    one = build(override(Config(), SOUND | WINDOW | {"layout.block": 2}))
+    assert (one.slots, one.layout.window) == (10, 10)
+    three = build(override(Config(), SOUND | WINDOW | TOGETHER | {"layout.block": 2}))
+    assert (three.slots, three.layout.window) == (6, 10)
+    asked = build(override(Config(), SOUND | WINDOW | TOGETHER | {"layout.block": 2, "layout.window": 4}))
+    assert (asked.slots, asked.layout.window) == (4, 4)

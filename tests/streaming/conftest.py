@@ -80,7 +80,7 @@ SYSTEMS = {
         "layout.kind": "frame_causal", "layout.block": 3, "layout.first": 1, "layout.window": 6, "data.frames": 10,
         "model.attention": "factorised", "model.prefix": 2, "model.mask_channel": True, "data.action_dim": 2,
         "model.positions": "additive", "model.period": 10, "model.action": 2, "process.path": "vp_linear",
-        "process.predict": "noise", "process.variance": "learned", "process.labels": "published", "process.clip": 2.0,
+        "process.predict": "x0", "process.variance": "learned", "process.labels": "published", "process.clip": 2.0,
         "levels.kind": "prefix", "levels.context": 0.3, "levels.context_label": "fixed",
         "levels.context_label_at": -0.1, "schedule.steps": 3, "schedule.grid": "discrete",
         "solver.kind": "ddpm", "cache.commit_level": 0.2, "cache.commit_label": "fixed", "cache.commit_label_at": -0.1,
@@ -142,12 +142,12 @@ def make_config(**changes):
     return override(Config(), BASE | changes)
 
 
-def random_params(recipe):
+def make_params(recipe, scale=0.2):
     """Normal parameters, none at zero, scaled so that a stream neither dies nor explodes."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(recipe.streaming().init_params, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(
-        lambda path, s: jnp.asarray(0.2 * rng.normal(size=s.shape) + (path[-1].key == "scale"), jnp.float32), shapes
+        lambda path, s: jnp.asarray(scale * rng.normal(size=s.shape) + (path[-1].key == "scale"), jnp.float32), shapes
     )
 
 
@@ -155,7 +155,7 @@ def random_params(recipe):
 def make_pipeline(name: str) -> Pipeline:
     """The pipeline of one of SYSTEMS; compiled once for all tests."""
     config = make_config(**SYSTEMS[name])
-    return Pipeline(config, random_params(build(config)))
+    return Pipeline(config, make_params(build(config)))
 
 
 def make_inputs(pipe, batch: int, context: int, frames: int) -> dict:
@@ -175,10 +175,29 @@ def make_inputs(pipe, batch: int, context: int, frames: int) -> dict:
     return dict(batch=batch, cond=cond, context=given)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def pipeline():
     """name -> Pipeline."""
     return make_pipeline
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """The function ``make_params``."""
+    return make_params
+
+
+@pytest.fixture(scope="session")
+def systems():
+    """The table SYSTEMS."""
+    return SYSTEMS
 
 
 @pytest.fixture(scope="session")

@@ -24,24 +24,19 @@ from causal_diffusion.nn.transformer import Stream
 ENTER, COMMIT, RISE, STEP = range(4)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def draw(keys, use, visit, shape):
-    """[B, blocks, *shape], of blocks 0, 1, ... in their visits [blocks]."""
-
-    def one(key, block, visit):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, block), use), visit)
-        return jax.random.normal(key, shape)
-
-    return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))(keys, jnp.arange(len(visit)), visit)
+@functools.partial(jax.jit, static_argnums=4)
+def draw(key, block, use, visit, shape):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, block), use), visit)
+    return jax.random.normal(key, shape)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=dict(xla_backend_optimization_level=0))
 def move(recipe, params, conditions, past, history, x, t, s, noise):
     """One step of the solver for all frames: (history, x). Frames with s = t stay.
 
     Args:
         conditions: of each guidance branch, (Condition, action [B, T, A] or None, which are given [B, T]).
-        past: dict of [B, T]: frame, exists, clean; and of clean frames their data x and level as shown, and label.
+        past: dict of [B, T]: frame, exists, clean; and of clean frames their data x and level as shown.
     """
     layout, process, config = recipe.layout, recipe.process, recipe.model.config
     clean = past["clean"]
@@ -49,12 +44,15 @@ def move(recipe, params, conditions, past, history, x, t, s, noise):
     def predict(x, t):
         pixels = clean[..., None, None, None]
         shown = process.network_input(past["x"], past["level"])
+        label = process.label(past["level"])
+        if recipe.cache.commit_label == "fixed":
+            label = jnp.full_like(label, recipe.cache.commit_label_at)
         stage = layout.stages(jnp.where(clean, 0.0 if layout.separate_clean else past["level"], t))
         frame = jnp.where(past["exists"], past["frame"], -1)
         ids = Ids.of(jnp.where(clean, CLEAN, NOISY), frame, 0, stage)
         stream = Stream(
             x=jnp.where(pixels, shown, process.network_input(x, t)),
-            t=jnp.where(clean, past["label"], process.label(t)),
+            t=jnp.where(clean, label, process.label(t)),
             frame=jnp.maximum(past["frame"], 0),
             clean=clean,
         )
@@ -82,7 +80,7 @@ class Oracle:
         recipe, layout = self.recipe, self.recipe.layout
         b, pad, view = layout.block, layout.pad, recipe.schedule.view()
         self.block, self.view = b, view
-        self.keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), i) for i in range(batch)])
+        self.keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(batch)]
         first = context.shape[1]
         self.given = (first + pad) // b if first else 0  # blocks
         self.wanted = slice(first + pad, first + pad + frames)
@@ -92,17 +90,20 @@ class Oracle:
         self.blocks = self.given + self.new
         self.frame = np.arange(self.blocks * b) - pad
         self.top = np.full((batch, len(self.frame)), recipe.schedule.times()[-1], np.float32)
-        self.x = np.array(recipe.process.start(self.noise(ENTER), self.top))
+        self.x = np.array(recipe.process.start(self.noise(ENTER, range(self.blocks)), self.top))
         self.x[:, pad : pad + first] = context
-        self.dirt = self.noise(COMMIT) if recipe.cache.commit_level else 0 * self.x
+        self.dirt = self.noise(COMMIT, range(self.blocks) if recipe.cache.commit_level else ())
         self.history = recipe.solver.init(jnp.asarray(self.x))
         self.conditions = [self.condition(branch) for branch in recipe.guidance.branches()]
 
-    def noise(self, use, visit=None):
-        """Of all frames, for what it is for; ``visit`` by block."""
-        visit = np.zeros(self.blocks, int) if visit is None else visit
-        noise = draw(self.keys, use, visit, (self.block, *self.recipe.frame_shape))
-        return np.asarray(noise).reshape(self.batch, -1, *self.recipe.frame_shape)
+    def noise(self, use, blocks, visit=None):
+        """Noise of these blocks for what it is for, 0 for all others; ``visit`` of all blocks."""
+        noise = np.zeros((self.batch, self.blocks, self.block, *self.recipe.frame_shape), np.float32)
+        for sample, key in enumerate(self.keys):
+            for block in blocks:
+                at = 0 if visit is None else int(visit[block])
+                noise[sample, block] = draw(key, block, use, at, noise.shape[2:])
+        return noise.reshape(self.batch, -1, *self.recipe.frame_shape)
 
     def condition(self, branch):
         """What a guidance branch is told: (Condition, actions, which of them are given)."""
@@ -141,13 +142,10 @@ class Oracle:
         if cache.kind == "none":  # only what is remembered takes part, so that little is seen even indirectly
             exists = exists & (sink | (block >= head - recipe.slots // self.block))
         level = np.where(sink, 0.0, cache.commit_level).astype(np.float32)
-        label = np.asarray(recipe.process.label(level))
-        if cache.commit_label == "fixed":
-            label = np.full_like(level, cache.commit_label_at)
         path = recipe.process.values(level)
         a, s = (np.asarray(value)[:, None, None, None] for value in (path.a, path.s))
         shown = {"noised": a * self.x + s * self.dirt, "scaled": a * self.x, "clean": self.x}[cache.commit_data]
-        rows = dict(frame=self.frame, exists=exists, clean=clean, level=level, label=label)
+        rows = dict(frame=self.frame, exists=exists, clean=clean, level=level)
         return {"x": shown} | {name: np.broadcast_to(a, (self.batch, len(a))) for name, a in rows.items()}
 
     def run(self):
@@ -181,13 +179,13 @@ class Oracle:
                 assert not len(live)
                 self.x = np.where(
                     of_frames(rises, False)[..., None, None, None],
-                    process.renoise(self.x, s, t, self.noise(RISE, visit)),
+                    process.renoise(self.x, s, t, self.noise(RISE, self.given + np.flatnonzero(rises), visit)),
                     self.x,
                 )
                 continue
             for i in live:
                 before[i][now[i]] = before[i].get(now[i], 0) + 1
-            noise = self.noise(STEP, visit) if self.recipe.solver.stochastic else None
+            noise = self.noise(STEP, self.given + live, visit) if self.recipe.solver.stochastic else None
             self.history, x = move(
                 self.recipe, self.params, self.conditions, self.past(left[r]), self.history, self.x, t, s, noise
             )
