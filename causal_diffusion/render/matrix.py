@@ -234,8 +234,8 @@ def _legend(panels):
             entries.append(("scale", (low, high), (low_name, high_name)))
         else:
             entries += [("cell", high, high_name), ("cell", low, low_name)]
-    marks = dict.fromkeys((name, sign) for panel in panels for name, (sign, _) in panel.marks.items())
-    return entries + [("sign", sign, style.plain(name)) for name, sign in marks]
+    used = [(name, sign) for panel in panels for name, (sign, where) in panel.marks.items() if np.any(where)]
+    return entries + [("sign", sign, style.plain(name)) for name, sign in dict.fromkeys(used)]
 
 
 _SCALE = 90  # length of the legend's scale in pixels

@@ -90,8 +90,8 @@ class Passes:
             given = (action.given[:, None] & shown[None, :, None]).reshape(B * G, -1)
         stream = Stream(
             x=branched(x),
-            # The label is rounded here. Were its arithmetic merged with the embedding's, it would differ between programs
-            # by a rounding, which the highest of its frequencies show.
+            # The label is rounded here. Merged with the embedding's arithmetic it would differ from program to
+            # program in its last bit, which the highest of the embedding's frequencies show.
             t=branched(jax.lax.optimization_barrier(told)),
             frame=branched(jnp.maximum(frame, 0)),
             action=None if action is None else branched(action.value),

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tests.streaming.oracle import Oracle
 
 from causal_diffusion.config import load_config
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
+from tests.streaming.oracle import Oracle
 
 CHEAPEST = ("far", "dfot")
 FAMILY = (

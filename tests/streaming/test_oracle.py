@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tests.streaming.oracle import Oracle
 
 SLOW = ("uneven", "window", "trapezoid", "interleaved", "axial")
