@@ -19,6 +19,7 @@ import numpy as np
 
 from causal_diffusion.config import Config
 from causal_diffusion.data.sources import condition_sizes, element_spec
+from causal_diffusion.diffusion.paths import TABLES
 from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
 
@@ -43,6 +44,7 @@ def check(config: Config) -> Resolved:
     view = _view(config)
     layout, slots = _resolve_window(config, frames, view)
     _check_levels(config, view)
+    _check_grids(config)
     _check_noise(config)
     _check_past(config)
     _check_shown(config)
@@ -221,6 +223,31 @@ def _check_noise(config):
     )
 
 
+def _check_grids(config):
+    """Do levels, schedule and process count the same steps?"""
+    levels, schedule, process = config.levels, config.schedule, config.process
+    if process.path not in ("edm", "trigflow"):
+        for section, name, unset in (("schedule", "grid", "uniform"), ("levels", "density", "uniform")):
+            value = getattr(getattr(config, section), name)
+            if value.startswith("edm"):
+                _refuse(
+                    f"{section}.{name} is {value!r} and process.path is {process.path!r}: its levels are those of the "
+                    f"paths edm and trigflow; {section}.{name} = {unset!r} would do"
+                )
+    if process.path not in TABLES:
+        return
+    if levels.grid and levels.grid != process.steps:
+        _refuse(
+            f"levels.grid is {levels.grid} and process.steps is {process.steps}: levels would lie between the steps; "
+            f"levels.grid = {process.steps} would do"
+        )
+    if schedule.grid == "discrete" and schedule.grid_steps != process.steps:
+        _refuse(
+            f"schedule.grid_steps is {schedule.grid_steps} and process.steps is {process.steps}: levels would lie "
+            f"between the steps; schedule.grid_steps = {process.steps} would do"
+        )
+
+
 def _check_past(config):
     """Can the past be kept as the cache keeps it?"""
     layout, cache, model, levels = config.layout, config.cache, config.model, config.levels
@@ -261,7 +288,16 @@ def _check_shown(config):
                 f"cache.commit_level is {cache.commit_level} and layout.range_levels is {layout.range_levels}: in "
                 f"training the past is of the last stage; cache.commit_level = {last} would do"
             )
-    if cache.commit_label == "fixed":
+    if (layout.separate_clean or past) and levels.context_label == "fixed":
+        # Training tells the network nothing else of the past.
+        at = levels.context_label_at
+        if cache.commit_label != "fixed" or cache.commit_label_at != at:
+            _refuse(
+                f"cache.commit_label is {cache.commit_label!r} (at {cache.commit_label_at}) and levels.context_label "
+                f"is 'fixed' (at {at}): training tells the network nothing else of the past; "
+                f"cache.commit_label = 'fixed' with cache.commit_label_at = {at} would do"
+            )
+    elif cache.commit_label == "fixed":
         told = sorted(round(float(process.label(jnp.float32(t))), 6) for t in (0.0, 1.0))
         proposed = min(max(cache.commit_label_at, told[0]), told[1])
         if (layout.separate_clean or levels.has_context) and levels.context_label == "fixed":

@@ -89,6 +89,9 @@ far frames in few, large tokens, FAR, Gu et al. 2025, arXiv 2503.19325) is causa
         n2  # # #  #  #  .
         n3  # # #  #  #  #
 
+Of these the network has context tokens (``model.registers``, before its streams) and, in training, coarse history;
+reference frames, and streams that keep coarse history, are clauses that wait for a config.
+
 ranges: how many blocks a query sees, its own included, by the stage of its level (MAGI-1, arXiv 2505.13211). The
 noisier, the farther. For ranges 4, 2 a noisy block 3 sees all, one that is half done only its neighbour::
 

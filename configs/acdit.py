@@ -2,7 +2,8 @@
 
 Paper:     Hu et al. 2024, arXiv 2412.07720 (its UCF-101 setting, size XL).
 Command:   cd.train(cd.load_config("acdit"), workdir="runs/acdit", source=latents)
-Hardware:  96 H100 (400,000 steps of batch 96). 'tiny': two CPU cores, four minutes.
+Hardware:  96 H100 in the paper (400,000 steps of batch 96); with dense attention a clip asks for 3.5 GiB of scores per
+           layer, so set model.remat = 'full'. 'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: UCF-101 FVD 111 (XL), 104 (H). XL has 677 M parameters by the paper.
 
 The six values:
@@ -13,7 +14,10 @@ The six values:
   schedule   block by block, 25 steps of DPM-Solver++(2M).
   guidance   class, weight 2.5.
   cache      keys and values of clean blocks; all of a clip's past is seen.
-Differs from the paper: rotary positions turn each axis (2:3:3) by itself; the released code mixes up the axes.
+Differs from the paper: rotary positions turn each axis (2:3:3) by itself, with frequencies theta^(-2i/d); the released
+code mixes up the axes and spaces its exponents from 0 to 1 inclusive. LayerNorm without gains instead of RMSNorm, a
+bias where patches come in. The learning rate falls on a cosine; the paper holds it, and halves it again and again over
+the last 15 % of the steps. A stream remembers the last 12 frames, the paper's ends with its clip of 16.
 """
 
 import ml_collections

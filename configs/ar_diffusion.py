@@ -2,7 +2,8 @@
 
 Paper:     Sun et al. 2025, arXiv 2503.07418.
 Command:   cd.train(cd.load_config("ar_diffusion"), workdir="runs/ar_diffusion", source=latents)
-Hardware:  eight A100 (100,000 steps of batch 96). 'tiny': two CPU cores, four minutes.
+Hardware:  100,000 steps of batch 96, in the release 16 clips accumulated six times (train.accumulate = 6).
+           'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: FVD of 16 frames 186.6 on UCF-101.
 
 The six values:
@@ -13,7 +14,9 @@ The six values:
   guidance   class, weight 2.
   cache      none: the window of 16 frames is recomputed. Finished frames are labelled with step 1.
 Differs from the paper: context tokens never see video tokens (its own strictly causal variant). Positions along time
-repeat after 16 frames, as many as are in sight, so that a stream meets none that training does not know.
+repeat after 16 frames, as many as are in sight, so that a stream meets none that training does not know; they are added
+by frame and token, not along one axis of 512 tokens. Finished frames stay as they are; the released sampler lets them
+drift. Width, depth, warm-up and AdamW's betas and decay are ours.
 Data are 32 tokens of 4 numbers per frame from a one-dimensional tokeniser.
 """
 

@@ -2,7 +2,9 @@
 
 Paper:     Gao et al. 2024, arXiv 2411.16375 (values of its released SkyTimelapse setting).
 Command:   cd.train(cd.load_config("ca2_vdm"), workdir="runs/ca2_vdm", source=latents)
-Hardware:  eight A100. 'tiny': two CPU cores, four minutes.
+Hardware:  batch 64 is eight GPUs of 4 clips, accumulated twice (train.accumulate = 2). The prefix attention is dense:
+           4.4 GiB of scores per layer and clip, so such GPUs need model.remat = 'full' and fewer clips each.
+           'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: 80 frames of 256x256 in 52 s on one A100 against 130 s without the cache;
            UCF-101 FVD 184.5 after fine-tuning.
 
@@ -14,7 +16,9 @@ The six values:
   schedule   block by block, 100 ancestral steps.
   guidance   none.
   cache      one for all steps: clean blocks noised to step 50 and labelled clean; 24 frames are kept.
-Differs from the paper: the window is 24 frames, three whole blocks, instead of 25.
+Differs from the paper: the window is 24 frames, three whole blocks, instead of 25. Training starts from scratch, not
+from Open-Sora's weights; the number of steps, warm-up and AdamW's betas and decay are ours. Positions along time are
+added to the tokens, not before the first attention along time, and every clip begins anywhere in their cycle.
 """
 
 import ml_collections

@@ -2,7 +2,9 @@
 
 Paper:     Song et al. 2025, arXiv 2502.06764 (its Minecraft setting).
 Command:   cd.train(cd.load_config("dfot"), workdir="runs/dfot", source=latents)
-Hardware:  twelve H100 for about five days (200,000 steps of batch 96). 'tiny': two CPU cores, four minutes.
+Hardware:  twelve H100 for about five days in the paper (200,000 steps of batch 96). With dense attention a clip asks
+           for 7.3 GiB of scores per layer: one clip per GPU at a time (train.accumulate = 8), model.remat = 'full'.
+           'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: FVD 97.6 on Minecraft, 79.2 with temporal history guidance.
 
 The six values:
@@ -12,7 +14,10 @@ The six values:
   schedule   half a window at once, 50 DDIM steps, after the other half, which is clean.
   guidance   none here: history guidance mixes predictions under noised histories.
   cache      none; clean frames are labelled with step 0.
-Data are latents of an image autoencoder, 32x32x4 per 256x256 frame, with one action per frame.
+Data are latents of an image autoencoder, 32x32x4 per 256x256 frame, with one action per frame (25 numbers here).
+Differs from the paper: levels are independent, as in its other settings; for clips as long as Minecraft's it trains
+with levels.kind = 'uniform_future' and levels.known = 25. No history guidance, no keyframes. The learning rate falls
+on a cosine.
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 Paper:     Chen et al. 2024, arXiv 2407.01392 (values of its released version 1.5, DMLab setting).
 Command:   python train.py --config=configs/diffusion_forcing.py --workdir=runs/diffusion_forcing --config.data.path=DIR
-Hardware:  one GPU of 24 GB or more; the paper's 200,000 steps of batch 8. 'tiny': two CPU cores, four minutes.
+Hardware:  one GPU of 80 GB with --config.model.remat=full (dense attention: 0.5 GiB of scores per layer and clip);
+           200,000 steps of batch 8. 'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. The paper reports no single figure for video; its claim is stable rollouts far beyond
            the training length.
 
@@ -14,8 +15,9 @@ The six values:
   guidance   none.
   cache      none: the window is recomputed. Past frames are dimmed to step 14 without noise, and labelled so
              (stabilisation); training has no such frames.
-Differs from the paper: a transformer instead of the causal U-Net; frames of DMLab size from your own folder, without
-its actions (set data.action_dim and model.action for them).
+Differs from the paper: a transformer instead of the causal U-Net (its sizes are ours); frames of DMLab size from your
+own folder, without its actions (set data.action_dim and model.action for them). The bound of 6 is put on estimates of
+the data, not on the noise. The learning rate falls on a cosine.
 """
 
 import ml_collections

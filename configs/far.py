@@ -2,7 +2,7 @@
 
 Paper:     Gu et al. 2025, arXiv 2503.19325 (its UCF-101 setting, size B; 'long' contexts are another system).
 Command:   cd.train(cd.load_config("far"), workdir="runs/far", source=latents)
-Hardware:  eight GPUs of 24 GB (400,000 steps of batch 32). 'tiny': two CPU cores, four minutes.
+Hardware:  eight GPUs of 24 GB by the dry run's memory (400,000 steps of batch 32). 'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: FVD 99 on UCF-101 with classes (size L). Size B has 130 M parameters.
 
 The six values:
@@ -14,6 +14,9 @@ The six values:
   guidance   none.
   cache      keys and values of clean frames, with that label.
 Data are latents of a deep compression autoencoder, 8x8x32 per 256x256 frame.
+Differs from the paper: no guidance (its sampler mixes in a branch without the class; guidance.kind = 'cfg' does, and a
+tenth of the classes is dropped for it). A stream goes on past the clip by a ring of 15 frames whose keys keep what they
+once saw, where the paper encodes its window anew for every frame. The learning rate falls on a cosine.
 """
 
 import ml_collections

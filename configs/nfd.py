@@ -1,8 +1,9 @@
 """Next-Frame Diffusion: an action-conditioned world, one frame at a time, from a cache.
 
-Paper:     Cheng et al. 2025, arXiv 2506.01380 (310 M parameters; no code was released, depth and width are ours).
+Paper:     Cheng et al. 2025, arXiv 2506.01380 (310 M parameters; no code was released).
 Command:   cd.train(cd.load_config("nfd"), workdir="runs/nfd", source=latents)
-Hardware:  24 GPUs or a pod slice. 'tiny': two CPU cores, four minutes.
+Hardware:  not told. With dense attention a clip asks for 6.9 GiB of scores per layer, so model.remat = 'full'.
+           'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: FVD 212, PSNR 16.46, 6 frames per second on one A100; distilled to four steps
            31 frames per second.
 
@@ -14,6 +15,8 @@ The six values:
   guidance   none.
   cache      keys and values of finished frames, which get a little noise (0.05) first; 32 frames with the own one.
 Data are latents of a 16x autoencoder, 14x24 per 224x384 frame, with 25 numbers of keyboard and mouse per frame.
+Not told by the paper, and ours: depth, width, channels of the latents, kind of positions, batch, steps and rate of
+training, steps of sampling, how little noise the past gets. Training gives the past none beyond its own levels.
 """
 
 import ml_collections

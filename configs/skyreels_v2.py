@@ -2,7 +2,8 @@
 
 Paper:     Chen et al. 2025, arXiv 2504.13074 (1.3 B parameters, 540P, asynchronous mode).
 Command:   cd.train(cd.load_config("skyreels_v2"), workdir="runs/skyreels_v2", source=latents)
-Hardware:  a pod: mesh.fsdp >= 8. 'tiny': two CPU cores, four minutes.
+Hardware:  a pod, mesh.fsdp >= 8. Not with dense attention, the only one so far: 61,200 tokens ask for 167 GiB of scores
+           per layer and clip. 'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md. Paper: VBench 83.9 (14 B). The network has Wan 2.1's 1,418,996,800 parameters.
 
 The six values:
@@ -13,8 +14,9 @@ The six values:
              history for every frame.
   guidance   text, weight 6.
   cache      none: the window is recomputed. Finished frames get noise of 0.02 and are labelled so.
-Differs from the paper: 30 latent frames instead of 25 or 31, so that a block of the past is in sight; no embedding
-of the frame rate.
+Differs from the paper: 30 latent frames instead of 25 or 31, so that a block of the past is in sight, and 6 rows
+between neighbours instead of 5, so that five blocks are in flight rather than six; no embedding of the frame rate. Its
+training code is not public: batch, steps, rate and the shift of the levels are ours.
 """
 
 import ml_collections

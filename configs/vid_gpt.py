@@ -3,7 +3,8 @@
 Paper:     Gao et al. 2024, arXiv 2406.10981 (no code was released; what it leaves open is taken from its successor,
            Ca2-VDM).
 Command:   cd.train(cd.load_config("vid_gpt"), workdir="runs/vid_gpt", source=latents)
-Hardware:  eight A100. 'tiny': two CPU cores, four minutes.
+Hardware:  as Ca2-VDM's: batch 64 is eight GPUs of 4 clips, accumulated twice (train.accumulate = 2).
+           'tiny': two CPU cores, four minutes.
 Expected:  'tiny': docs/family.md.
 
 The six values:
@@ -14,7 +15,8 @@ The six values:
   schedule   block by block, 100 ancestral steps.
   guidance   none.
   cache      keys and values of clean blocks, written by a pass of their own at step 0; 24 frames are kept.
-Positions along time repeat after 33 frames, as a stream goes on for longer than any table.
+Positions along time repeat after 33 frames, as a stream goes on for longer than any table. Differs from Ca2-VDM as
+configs/ca2_vdm.py says; the number of steps, warm-up and AdamW's betas and decay are ours.
 """
 
 import ml_collections

@@ -32,6 +32,9 @@ PYRAMID = {"schedule.offset": "pyramid", "schedule.stride": 5.0}
 REFINE = {"schedule.offset": "refine", "schedule.back": 2, "schedule.repeats": 1}
 REAL_TIME = {"schedule.offset": "real_time", "schedule.in_flight": 3, "schedule.guess": 2}
 ONE_BY_ONE = {"schedule.offset": "autoregressive"}
+EDM = {"process.path": "edm"}
+TOLD = {"cache.commit_label": "fixed"}
+MARKED = TOLD | {"cache.commit_label_at": 0.5}
 TABLE_HEAD = {"model.positions": "additive"}
 
 # (what is changed, keys that the message names, the values it proposes, what else is wrong)
@@ -83,6 +86,12 @@ CLASHES = [
      "levels.kind schedule.offset", ONE_BY_ONE | {"schedule.chunk": 1}),
     (CAUSAL | {"levels.kind": "sorted", "schedule.offset": "trapezoid", "schedule.chunk": 4, "schedule.stride": 3.0},
      "levels.kind schedule.offset", ONE_BY_ONE | {"schedule.chunk": 1}),
+    # Grids.
+    ({"schedule.grid": "edm"}, "schedule.grid process.path", {"schedule.grid": "uniform"}),
+    ({"levels.density": "edm_log_normal"}, "levels.density process.path", {"levels.density": "uniform"}),
+    (TABLE | {"levels.grid": 100}, "levels.grid process.steps", {"levels.grid": 1000}),
+    (TABLE | {"schedule.grid": "discrete", "schedule.grid_steps": 100}, "schedule.grid_steps process.steps",
+     {"schedule.grid_steps": 1000}),
     # The first prediction.
     (LAST_NOISE, "process.predict schedule.t_max", {"schedule.t_max": 0.99}),
     (LAST_NOISE | TABLE | {"process.zero_snr": True}, "process.predict schedule.t_max", {"schedule.t_max": 0.98}),
@@ -107,13 +116,15 @@ CLASHES = [
      "cache.commit_level layout.range_levels", {"cache.commit_level": 0.3}),
     ({"cache.commit_level": 0.4, "levels.context": 0.5, "layout.ranges": (4, 2), "layout.range_levels": (0.3,)},
      "cache.commit_level layout.range_levels", {"cache.commit_level": 0.3}),
+    ({"levels.context_label": "fixed", "levels.context_label_at": -0.5}, "cache.commit_label levels.context_label",
+     {"cache.commit_label": "fixed", "cache.commit_label_at": -0.5}),
     ({"cache.commit_label": "fixed", "cache.commit_label_at": -0.5}, "cache.commit_label_at levels.context_label_at",
      {"cache.commit_label_at": 0.0}),
     (TABLE | {"process.labels": "published", "cache.commit_label": "fixed", "cache.commit_label_at": -0.5},
      "cache.commit_label_at levels.context_label_at", {"cache.commit_label_at": -0.001}),
     ({"cache.commit_label": "fixed", "cache.commit_label_at": -0.5, "levels.context_label": "fixed",
-      "levels.context_label_at": -0.25}, "cache.commit_label_at levels.context_label_at",
-     {"cache.commit_label_at": -0.25}),
+      "levels.context_label_at": -0.25}, "cache.commit_label levels.context_label",
+     {"cache.commit_label": "fixed", "cache.commit_label_at": -0.25}),
     ({"process.path": "trigflow", "process.labels": "published", "cache.commit_label": "fixed",
       "cache.commit_label_at": 0.5}, "cache.commit_label_at levels.context_label_at",
      {"cache.commit_label_at": 0.001571}),
@@ -152,10 +163,11 @@ CLASHES = [
      {"levels.density": "uniform"}),
     (CAUSAL | {"levels.kind": "prefix", "levels.clean": 0.5}, "levels.kind levels.clean", {"levels.clean": 0.0}),
     (CAUSAL | {"levels.kind": "uniform_future", "levels.known": 0}, "levels.kind levels.known", {"levels.known": 1}),
-    ({"levels.density": "edm_log_normal", "levels.shift": 2.0}, "levels.density levels.shift", {"levels.shift": 1.0}),
-    ({"levels.context_label_at": 0.5}, "levels.context_label levels.context_label_at",
+    (EDM | {"levels.density": "edm_log_normal", "levels.shift": 2.0}, "levels.density levels.shift",
+     {"levels.shift": 1.0}),
+    (MARKED | {"levels.context_label_at": 0.5}, "levels.context_label levels.context_label_at",
      {"levels.context_label": "fixed"}),
-    ({"levels.context": 0.5, "levels.context_data": "clean", "levels.context_label": "fixed"},
+    (TOLD | {"levels.context": 0.5, "levels.context_data": "clean", "levels.context_label": "fixed"},
      "levels.context levels.context_data", {"levels.context": 0.0}),
     (CAUSAL | {"levels.kind": "uniform_future", "levels.known": 12}, "levels.kind levels.known", {"levels.known": 11}),
     (CAUSAL | {"levels.kind": "prefix", "levels.known": 10, "levels.chunk": 3}, "levels.known levels.chunk",
@@ -177,8 +189,8 @@ CLASHES = [
      {"schedule.back": 5, "schedule.repeats": 1}),
     (WINDOW | REAL_TIME | {"schedule.guess": 0}, "schedule.guess schedule.steps", {"schedule.guess": 2}),
     ({"schedule.grid": "discrete", "schedule.shift": 2.0}, "schedule.shift schedule.grid", {"schedule.shift": 1.0}),
-    ({"schedule.grid": "edm", "schedule.t_max": 0.9}, "schedule.t_max schedule.grid", {"schedule.t_max": 1.0}),
-    ({"schedule.grid": "edm", "schedule.sigma_min": 90.0}, "schedule.sigma_min schedule.sigma_max",
+    (EDM | {"schedule.grid": "edm", "schedule.t_max": 0.9}, "schedule.t_max schedule.grid", {"schedule.t_max": 1.0}),
+    (EDM | {"schedule.grid": "edm", "schedule.sigma_min": 90.0}, "schedule.sigma_min schedule.sigma_max",
      {"schedule.sigma_min": 0.002, "schedule.sigma_max": 80, "schedule.rho": 7}),
     ({"schedule.grid": "discrete", "schedule.grid_steps": 5}, "schedule.steps schedule.grid_steps",
      {"schedule.steps": 5}),

@@ -36,8 +36,9 @@ and guess 2 for real_time::
                                                       0 0 0 1
                                                       0 0 0 0
 
-S may differ by block (``first_steps`` for the first block of a stream), a block may start below S (warm start from
-``start``), and entries may be pinned to a level (given frames: 0). Levels stand at the times of ``grids.py``.
+S may differ by block (``first_steps`` for the first block of a stream). In ``law`` a block may also start below S (warm
+start from ``start``), and entries may be pinned to a level (given frames: 0); a stream has neither but for real_time's
+guess. Levels stand at the times of ``grids.py``.
 """
 
 import dataclasses

@@ -20,6 +20,7 @@ CONDITIONS = {
     "data.classes": 3, "data.action_dim": 2, "model.classes": 3, "model.action": 2, "model.text": 5,
     "guidance.kind": "cfg", "guidance.scale": 1.5,
 }  # fmt: skip
+CLASSES = {"data.classes": 3, "model.classes": 3, "guidance.kind": "cfg", "guidance.scale": 1.5}
 SYSTEMS = {
     # One block in flight, everything at once: sinks, guidance, every condition, a noised past.
     "teacher": CONDITIONS | {
@@ -39,10 +40,11 @@ SYSTEMS = {
         "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
         "schedule.t_max": 0.9, "cache.commit_level": 0.2,
     },
-    # Steps that the stride does not divide.
+    # Steps that the stride does not divide: a block waits in flight for its first one. Each has noise of its own.
     "uneven": {
         "layout.kind": "block_causal", "layout.block": 1, "layout.window": 2, "model.qk_norm": "head",
         "process.predict": "x0", "schedule.steps": 5, "schedule.offset": "pyramid", "schedule.stride": 3.0,
+        "solver.kind": "ddpm",
     },
     # One clean block after the other in one stream, no condition: the plainest of all.
     "causal": {
@@ -50,10 +52,10 @@ SYSTEMS = {
         "model.modulation": "table", "model.head": "table", "model.positions": "additive", "model.period": 12,
         "process.predict": "x0", "schedule.steps": 2,
     },
-    # No cache: the past is recomputed, dimmed and labelled so. Diffusion Forcing's way.
+    # No cache: the past is recomputed, dimmed and labelled so (Diffusion Forcing), and sees as far as that label lets it.
     "window": CONDITIONS | {
         "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6,
-        "process.path": "vp_sigmoid", "process.predict": "v", "process.labels": "published",
+        "layout.ranges": (3, 1), "layout.range_levels": (0.1,), "process.path": "vp_sigmoid", "process.predict": "v", "process.labels": "published",
         "schedule.steps": 3, "solver.kind": "ddim", "solver.eta": 0.5,
         "cache.kind": "none", "cache.commit_level": 0.2, "cache.commit_data": "scaled",
     },
@@ -97,15 +99,16 @@ SYSTEMS = {
         "schedule.steps": 4,
     },
     # AR-Diffusion: registers carry the class, two blocks are in flight, the past is recomputed.
-    "registers": CONDITIONS | {
+    "registers": CLASSES | {
         "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6, "model.registers": 2,
-        "model.label_tokens": True, "process.path": "vp_scaled_linear", "process.predict": "x0",
+        "model.label_tokens": True, "data.action_dim": 2, "model.action": 2,
+        "process.path": "vp_scaled_linear", "process.predict": "x0",
         "schedule.steps": 4, "schedule.offset": "pyramid", "schedule.stride": 2.0,
         "solver.kind": "ddim", "solver.eta": 1.0,
         "cache.kind": "none", "cache.commit_level": 0.2, "cache.commit_data": "scaled",
     },
     # ACDiT: clean frames are not modulated; a multistep solver; several noisy copies in training.
-    "unmodulated": CONDITIONS | {
+    "unmodulated": CLASSES | {
         "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.copies": 2,
         "model.modulate_clean": False, "process.path": "vp_linear", "process.predict": "v",
         "process.labels": "published", "schedule.steps": 4, "schedule.grid": "discrete", "solver.kind": "dpmpp_2m",

@@ -209,7 +209,9 @@ def test_more_steps_for_a_first_block_touch_no_other(start):
     close(again[1], begins[1])
 
 
-@pytest.mark.parametrize("name", ["rolling", "pyramid", "uneven", "interleaved", "refine", "real_time"])
+@pytest.mark.parametrize(
+    "name", ["uneven", "refine", "real_time", *(pytest.param(n, marks=full) for n in ("rolling", "interleaved"))]
+)
 def test_no_two_draws_are_the_same(config, systems, name, monkeypatch):
     """Of all noise that the steps and rises of a stream put into its frames, no two are the same."""
     drawn = collections.Counter()
