@@ -28,15 +28,12 @@ SYSTEMS = {
     )
 }  # fmt: skip
 SAME = {"process.predict": "x0", "levels.density": "uniform", "cache.commit_level": 0.0}
-NOTHING_KEPT = {"layout.kind": "full", "cache.kind": "none"}
 CONTROLS = {
     "clean copy": ("nfd", SAME | {"layout.kind": "teacher_forcing"}),
     "clean prefix": ("nfd", SAME | {"levels.kind": "prefix"}),
-    "independent, half clean": ("nfd", SAME | {"levels.clean": 0.5}),
-    "independent, a tenth clean": ("nfd", SAME | {"levels.clean": 0.1}),
+    "independent (half clean)": ("nfd", SAME | {"levels.clean": 0.5}),
     "independent": ("nfd", SAME),
     "never falling (FoPP)": ("nfd", SAME | {"levels.kind": "fopp"}),
-    "independent, past and future seen": ("nfd", SAME | NOTHING_KEPT),
 }
 SHOWN = (1, 2, 4, 8, 12, 24, 48)  # streamed frames
 

@@ -66,15 +66,15 @@ class Passes:
         recipe, layout, G = self.recipe, self.recipe.layout, len(self.recipe.guidance.branches())
         B, T = x.shape[:2]
         x = recipe.process.network_input(x, t)
-        own = Ids.of(jnp.full_like(frame, role), frame, 0, self._stages(role, t))
-        shown_at, label = self._shown_at(state.slots.frame)
-        past = Ids.of(CLEAN, state.slots.frame, 0, self._stages(CLEAN, shown_at))
+        own = Ids.of(jnp.full_like(frame, role), frame, 0, layout.stages(t))
+        past = Ids.of(CLEAN, state.slots.frame, 0, max(0, len(layout.ranges) - 1))
         seen = Ids(*(jnp.concatenate(pair, axis=-1) for pair in zip(past, own, strict=True)))
         caches, W = state.caches, 0
         if recipe.cache.kind == "none":
             # The past has no cache: it stands before the own frames and is computed with them.
             caches, own, W = None, seen, past.frame.shape[1]
-            x = jnp.concatenate([recipe.process.network_input(state.memory["shown"], shown_at), x], axis=1)
+            level, label = self._shown_at(past.frame)
+            x = jnp.concatenate([recipe.process.network_input(state.memory["shown"], level), x], axis=1)
             told, frame = jnp.concatenate([label, told], axis=1), seen.frame
             condition = self._also_of_the_past(condition, W // self.block, T // self.block)
             if action is not None:
@@ -200,11 +200,6 @@ class Passes:
         if cache.commit_label == "fixed":
             return level, jnp.full_like(level, cache.commit_label_at)
         return level, self.recipe.process.label(level)
-
-    def _stages(self, role, level):
-        """Stages as in training, where a separate clean copy is of the last one whatever its level."""
-        layout = self.recipe.layout
-        return layout.stages(0.0 * level if role == CLEAN and layout.separate_clean else level)
 
     def _also_of_the_past(self, condition, past, own):
         """The condition of ``past`` blocks in front of ``own`` ones: that of the first of these."""

@@ -1,6 +1,8 @@
 """Tiny systems of every kind with random parameters, and the inputs that they take."""
 
 import functools
+import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +54,10 @@ SYSTEMS = {
         "model.modulation": "table", "model.head": "table", "model.positions": "additive", "model.period": 12,
         "process.predict": "x0", "schedule.steps": 2,
     },
-    # No cache: the past is recomputed, dimmed and labelled so (Diffusion Forcing), and sees as far as that label lets it.
+    # No cache: the past is recomputed, dimmed and labelled so. Diffusion Forcing's way.
     "window": CONDITIONS | {
         "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6,
-        "layout.ranges": (3, 1), "layout.range_levels": (0.1,), "process.path": "vp_sigmoid", "process.predict": "v", "process.labels": "published",
+        "process.path": "vp_sigmoid", "process.predict": "v", "process.labels": "published",
         "schedule.steps": 3, "solver.kind": "ddim", "solver.eta": 0.5,
         "cache.kind": "none", "cache.commit_level": 0.2, "cache.commit_data": "scaled",
     },
@@ -195,6 +197,15 @@ def pipeline():
 def random_params():
     """The function ``make_params``."""
     return make_params
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """The class Oracle of oracle.py."""
+    spec = importlib.util.spec_from_file_location("streaming_oracle", Path(__file__).with_name("oracle.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Oracle
 
 
 @pytest.fixture(scope="session")

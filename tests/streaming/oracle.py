@@ -47,7 +47,7 @@ def move(recipe, params, conditions, past, history, x, t, s, noise):
         label = process.label(past["level"])
         if recipe.cache.commit_label == "fixed":
             label = jnp.full_like(label, recipe.cache.commit_label_at)
-        stage = layout.stages(jnp.where(clean, 0.0 if layout.separate_clean else past["level"], t))
+        stage = layout.stages(jnp.where(clean, 0.0, t))
         frame = jnp.where(past["exists"], past["frame"], -1)
         ids = Ids.of(jnp.where(clean, CLEAN, NOISY), frame, 0, stage)
         stream = Stream(

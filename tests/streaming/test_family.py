@@ -6,7 +6,6 @@ import pytest
 from causal_diffusion.config import load_config
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
-from tests.streaming.oracle import Oracle
 
 CHEAPEST = ("far", "dfot")
 FAMILY = (
@@ -28,7 +27,7 @@ SCALE = {"streaming_tsdiff": 0.2}
 
 
 @pytest.mark.parametrize("name", [n if n in CHEAPEST else pytest.param(n, marks=pytest.mark.full) for n in FAMILY])
-def test_it_streams_past_its_window_as_if_nothing_were_cached(random_params, inputs, name):
+def test_it_streams_past_its_window_as_if_nothing_were_cached(random_params, oracle, inputs, name):
     """From given frames on, for more than twice what it remembers, with random parameters none of which is zero."""
     recipe = build(load_config(f"{name}:tiny", SIZES | MORE.get(name, {})))
     assert recipe.kind == "exact"
@@ -37,7 +36,7 @@ def test_it_streams_past_its_window_as_if_nothing_were_cached(random_params, inp
     frames = 2 * recipe.slots + 2 * layout.block
     given = inputs(pipe, batch=2, context=2 * layout.block - layout.pad, frames=frames)
     streamed = pipe.generate(seed=3, frames=frames, **given)
-    expected = Oracle(pipe, 3, frames=frames, **given).run()
+    expected = oracle(pipe, 3, frames=frames, **given).run()
     assert streamed.shape == expected.shape == (2, frames, 8, 8, 1) and np.isfinite(expected).all()
     largest = np.abs(expected).max(axis=(0, 2, 3, 4))
     assert (largest > 0.1).all()  # it does not die

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.streaming.oracle import Oracle
-
 SLOW = ("uneven", "window", "trapezoid", "interleaved", "axial")
 WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothing; others from two blocks
 NAMES = (
@@ -14,7 +12,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full) if n in SLOW else n for n in NAMES])
-def test_streams_equal_the_oracle_without_a_cache(pipeline, inputs, name):
+def test_streams_equal_the_oracle_without_a_cache(pipeline, oracle, inputs, name):
     """More than three windows long, from given frames or from none, under every condition that the system takes."""
     pipe = pipeline(name)
     layout = pipe.recipe.layout
@@ -22,7 +20,7 @@ def test_streams_equal_the_oracle_without_a_cache(pipeline, inputs, name):
     context = 0 if name in WITHOUT_CONTEXT else 2 * layout.block - layout.pad
     given = inputs(pipe, batch=2, context=context, frames=frames)
     streamed = pipe.generate(seed=5, frames=frames, **given)
-    expected = Oracle(pipe, 5, frames=frames, **given).run()
+    expected = oracle(pipe, 5, frames=frames, **given).run()
     assert streamed.shape == expected.shape
     largest = np.abs(expected).max(axis=(0, 2, 3, 4))
     assert (largest > 0.1).all() and (largest < 100).all()  # it neither dies nor explodes
