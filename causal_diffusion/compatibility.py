@@ -356,8 +356,11 @@ def _check_conditions(config):
     if len(guidance.branches()) == 1:
         return
     takes = {"label": model.classes, "text": model.text, "action": model.action}
-    dropped = [name for name in guidance.drop if takes[name]]
-    if not dropped:
+    hidden = {name for branch in guidance.branches() for name in branch.drop}
+    _check_history(config)
+    if not hidden:
+        return
+    if not any(takes[name] for name in hidden):
         _refuse(
             f"guidance.kind is {guidance.kind!r} and the model takes none of {', '.join(guidance.drop)}: there is "
             "nothing to leave out; guidance.kind = 'none' would do"
@@ -366,6 +369,23 @@ def _check_conditions(config):
         _refuse(
             f"guidance.kind is {guidance.kind!r} and train.drop is 0: the model never trains without its "
             "conditions; train.drop = 0.1 would do"
+        )
+
+
+def _check_history(config):
+    """Was the network trained on the pasts that guidance shows it?"""
+    guidance, levels, layout = config.guidance, config.levels, config.layout
+    noisiest = max(branch.level for branch in guidance.branches())
+    if noisiest and (layout.separate_clean or levels.has_context) and levels.context < noisiest:
+        _refuse(
+            f"guidance.level is {guidance.level} and levels.context is {levels.context}: no past was so noisy in "
+            f"training; guidance.level = {levels.context} would do"
+        )
+    hides = any(branch.past >= 0 for branch in guidance.branches())
+    if hides and config.cache.kind == "none" and (levels.has_context or levels.kind not in ("independent", "sorted")):
+        _refuse(
+            f"guidance.kind is {guidance.kind!r} and levels.kind is {levels.kind!r}: without a cache the past is hidden "
+            "by noise, of which training shows none before a cleaner block; levels.kind = 'independent' would do"
         )
 
 

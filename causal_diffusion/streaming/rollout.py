@@ -80,8 +80,8 @@ class Rollout(Passes):
         if context is None:
             context = jnp.zeros((B, 0, *recipe.frame_shape))
         memory = {"latents": jnp.zeros((B, W, *recipe.frame_shape))}
-        if recipe.cache.kind == "none":
-            memory["shown"] = jnp.zeros_like(memory["latents"])
+        if recipe.cache.kind == "none" and self._noised:
+            memory["noise"] = jnp.zeros_like(memory["latents"])
         if c.action:
             memory |= {"action": jnp.zeros((B, W, c.action)), "action_given": jnp.zeros((B, W), bool)}
         x = jnp.zeros((B, T, *recipe.frame_shape))
@@ -260,7 +260,7 @@ class Rollout(Passes):
         if self.view.repeat:  # a block runs the same rows once for every place that it moves up
             visit = visit + np.arange(F)[::-1]
         visit = visit * (len(grid) + 1) + start
-        frame, branches = self._frames(state), recipe.guidance.branches()
+        frame = self._frames(state)
         action = None if state.action is None else Action(state.action, state.action_given)
 
         def guided(x, t):
@@ -268,7 +268,7 @@ class Rollout(Passes):
                 params, state, x, t, recipe.process.label(t), frame, NOISY, state.condition, action
             )
             mean, spread = recipe.process.split(out)
-            mean = mix(mean, branches)
+            mean = mix(mean, recipe.guidance, t)
             return mean if spread is None else jnp.concatenate([mean, spread[:, 0]], axis=-1)
 
         def row(carry, now):

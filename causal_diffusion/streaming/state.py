@@ -17,10 +17,11 @@ Array = Any
 class State:
     """Everything a stream is. A frozen pytree; W slots, F blocks in flight of b frames each.
 
-    caches: per layer, the keys (rotated) and values that its attentions keep, each [BG, W, N, H, K]; () without.
+    caches: per layer, the keys (rotated) and values that its attentions keep, each [BG, W, N, H, K], or
+        [B, W, N, H, K] where all branches see the same past; () without.
     slots: which frame each slot holds, per sample.
-    memory: what else is kept per slot: 'latents' [B, W, *space, C]; without keys and values 'shown', what the
-        network is given of them; with actions 'action' [B, W, A] and 'action_given' [B, W].
+    memory: what else is kept per slot: 'latents' [B, W, *space, C]; without keys and values 'noise', where
+        they are shown with some; with actions 'action' [B, W, A] and 'action_given' [B, W].
     x: blocks in flight, oldest first, [B, F b, *space, C]. The last place is vacant between steps.
     action, action_given: of the frames in flight, [B, F b, A] and [B, F b]; None without actions.
     condition: of the blocks in flight, [BG, F, ...].
