@@ -384,8 +384,8 @@ def _check_history(config):
     hides = any(branch.past >= 0 for branch in guidance.branches())
     if hides and config.cache.kind == "none" and (levels.has_context or levels.kind not in ("independent", "sorted")):
         _refuse(
-            f"guidance.kind is {guidance.kind!r} and levels.kind is {levels.kind!r}: without a cache the past is hidden "
-            "by noise, of which training shows none before a cleaner block; levels.kind = 'independent' would do"
+            f"guidance.kind is {guidance.kind!r} and levels.kind is {levels.kind!r}: without a cache the past is "
+            "hidden by noise, of which training shows none before a cleaner block; levels.kind = 'independent' would do"
         )
 
 

@@ -92,7 +92,8 @@ class Guidance:
 
     def branches(self) -> tuple[Branch, ...]:
         """The branches that count, the one that knows most first."""
-        return tuple(branch for branch in KINDS[self.kind](self) if branch.weight or branch.outside)
+        everywhere = self.interval == (0.0, 1.0)
+        return tuple(b for b in KINDS[self.kind](self) if b.weight or b.outside and not everywhere)
 
 
 def mix(out: Array, guidance: Guidance, t: Array) -> Array:
