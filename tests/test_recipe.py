@@ -128,6 +128,17 @@ CLASHES = [
     ({"process.path": "trigflow", "process.labels": "published", "cache.commit_label": "fixed",
       "cache.commit_label_at": 0.5}, "cache.commit_label_at levels.context_label_at",
      {"cache.commit_label_at": 0.001571}),
+    # Guidance by history.
+    ({"levels.context": 0.1, "guidance.kind": "history_fractional", "guidance.scale": 2.0},
+     "guidance.level levels.context", {"guidance.level": 0.1}),
+    (WINDOW | {"levels.kind": "fopp", "guidance.kind": "history", "guidance.scale": 2.0},
+     "guidance.kind levels.kind", {"levels.kind": "independent"}),
+    ({"guidance.kind": "history_temporal"}, "guidance.lengths guidance.kind",
+     {"guidance.lengths": (1,), "guidance.scales": (1.0,)}),
+    ({"guidance.lengths": (1,), "guidance.scales": (2.0,)}, "guidance.lengths guidance.kind",
+     {"guidance.lengths": (), "guidance.scales": ()}),
+    ({"guidance.kind": "history_temporal", "guidance.lengths": (1, 3)}, "guidance.lengths guidance.scales",
+     {"guidance.scales": (1.0, 1.0)}),
     # Places in time.
     (PREFIX | FACTORISED | {"model.prefix": 3, "layout.window": 2}, "model.prefix layout.window", {"model.prefix": 2}),
     (CAUSAL | TABLE_HEAD, "model.period model.positions", {"model.period": 12}),
@@ -275,7 +286,7 @@ def test_every_refusal_is_met_above():
         while error is not None:
             met.update((Path(frame.filename).name, frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
             error = error.__cause__ or error.__context__
-    sections = "layout|cache|levels|process|schedule|solver|model"
+    sections = "layout|cache|levels|process|schedule|solver|guidance|model"
 
     def pair(text):
         helper = text.startswith(("self._refuse(", "self._exclude("))
@@ -285,7 +296,7 @@ def test_every_refusal_is_met_above():
     found = list(sites(package / "compatibility.py", lambda text: text.startswith("_refuse(")))
     assert len(found) > 30
     for name in ("layout", "cache", "diffusion/levels", "diffusion/process", "diffusion/schedule",
-                 "diffusion/solvers", "nn/config"):  # fmt: skip
+                 "diffusion/solvers", "diffusion/guidance", "nn/config"):  # fmt: skip
         found += sites(package / f"{name}.py", pair)
     never = [site for site in found if not any((site[0], line) in met for line in range(site[1], site[2] + 1))]
     assert not never and len(found) > 65, (len(found), never)

@@ -134,6 +134,30 @@ SYSTEMS = {
         "schedule.steps": 4, "schedule.offset": "real_time", "schedule.in_flight": 3, "schedule.guess": 2,
         "cache.kind": "none",
     },
+    # Fractional history guidance between two levels, from a cache: one branch sees a noised past, one none.
+    "fractional": {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "process.predict": "x0",
+        "schedule.steps": 3, "guidance.kind": "history_fractional", "guidance.scale": 1.7, "guidance.level": 0.4,
+        "guidance.interval": (0.2, 0.9), "cache.commit_level": 0.1,
+    },
+    # MAGI-1's three ways, with two blocks in flight that a branch without a past does not see in each other.
+    "three_way": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "process.predict": "velocity",
+        "schedule.steps": 4, "schedule.offset": "rolling", "schedule.in_flight": 2, "guidance.kind": "three_way",
+        "guidance.scale": 3.0, "guidance.history_scale": 1.5, "guidance.interval": (0.4, 1.0),
+    },
+    # Temporal history guidance without a cache: what a branch does not see is noise to it.
+    "temporal": {
+        "layout.kind": "full", "layout.block": 1, "data.frames": 6, "process.predict": "x0", "schedule.steps": 3,
+        "schedule.offset": "full", "schedule.chunk": 2, "cache.kind": "none", "guidance.kind": "history_temporal",
+        "guidance.lengths": (1, 3), "guidance.scales": (0.5, 0.8),
+    },
+    # One cache for both branches: the past knows neither level nor class.
+    "one_past": {
+        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "model.modulate_clean": False,
+        "data.classes": 3, "model.classes": 3, "guidance.kind": "cfg", "guidance.scale": 2.0,
+        "process.predict": "x0", "schedule.steps": 3, "data.action_dim": 2, "model.action": 2,
+    },
     # The first block of a stream takes more steps.
     "first": {
         "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,

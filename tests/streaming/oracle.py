@@ -9,7 +9,6 @@ A draw for block b is normal(fold_in(fold_in(fold_in(key of the sample, b), use)
 draws once; at level l of L, for the n-th time from 0, it is n (L + 2) + l.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -36,34 +35,46 @@ def move(recipe, params, conditions, past, history, x, t, s, noise):
 
     Args:
         conditions: of each guidance branch, (Condition, action [B, T, A] or None, which are given [B, T]).
-        past: dict of [B, T]: frame, exists, clean; and of clean frames their data x and level as shown.
+        past: dict of [B, T]: frame, exists, clean, the first frame in flight; and of clean frames x and level as
+            shown, their data and the noise that hides them.
     """
     layout, process, config = recipe.layout, recipe.process, recipe.model.config
     clean = past["clean"]
 
     def predict(x, t):
         pixels = clean[..., None, None, None]
-        shown = process.network_input(past["x"], past["level"])
         label = process.label(past["level"])
         if recipe.cache.commit_label == "fixed":
             label = jnp.full_like(label, recipe.cache.commit_label_at)
         stage = layout.stages(jnp.where(clean, 0.0, t))
         frame = jnp.where(past["exists"], past["frame"], -1)
         ids = Ids.of(jnp.where(clean, CLEAN, NOISY), frame, 0, stage)
-        stream = Stream(
-            x=jnp.where(pixels, shown, process.network_input(x, t)),
-            t=jnp.where(clean, label, process.label(t)),
-            frame=jnp.maximum(past["frame"], 0),
-            clean=clean,
-        )
+        start = layout.block_of(frame) * layout.block - layout.pad
+        inside = (recipe.guidance.interval[0] <= t) & (t <= recipe.guidance.interval[1])
         prefix_mask = layout.prefix_visible(ids, ids, config.prefix) if config.prefix else None
         means, spreads = [], []
         for branch, (condition, action, given) in zip(recipe.guidance.branches(), conditions, strict=True):
-            streams = {"all": dataclasses.replace(stream, action=action, action_given=given)}
-            mask = layout.visible(ids, ids)
+            level, mask = jnp.maximum(past["level"], branch.level), layout.visible(ids, ids)
+            if branch.past >= 0 and recipe.cache.kind == "none":  # hidden by noise
+                level = jnp.where(frame < past["first"] - branch.past, 1.0, level)
+            elif branch.past >= 0:  # not seen
+                mask = mask & (frame[:, None] >= start[:, :, None] - branch.past)
+            more = level > past["level"]
+            noisier = process.corrupt(past["data"], past["dirt"], level)
+            shown = process.network_input(jnp.where(more[..., None, None, None], noisier, past["x"]), level)
+            stream = Stream(
+                x=jnp.where(pixels, shown, process.network_input(x, t)),
+                t=jnp.where(clean, jnp.where(more, process.label(level), label), process.label(t)),
+                frame=jnp.maximum(past["frame"], 0),
+                action=action,
+                action_given=given,
+                clean=clean,
+            )
+            streams = {"all": stream}
             out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
             mean, spread = process.split(out["all"])
-            means.append(branch.weight * mean)
+            weight = jnp.where(inside, branch.weight, branch.outside)[..., None, None, None]
+            means.append(weight * mean)
             spreads.append(spread)
         if spreads[0] is None:
             return sum(means)
@@ -92,7 +103,8 @@ class Oracle:
         self.top = np.full((batch, len(self.frame)), recipe.schedule.times()[-1], np.float32)
         self.x = np.array(recipe.process.start(self.noise(ENTER, range(self.blocks)), self.top))
         self.x[:, pad : pad + first] = context
-        self.dirt = self.noise(COMMIT, range(self.blocks) if recipe.cache.commit_level else ())
+        guided = any(branch.level or branch.past >= 0 for branch in recipe.guidance.branches())
+        self.dirt = self.noise(COMMIT, range(self.blocks) if recipe.cache.commit_level or guided else ())
         self.history = recipe.solver.init(jnp.asarray(self.x))
         self.conditions = [self.condition(branch) for branch in recipe.guidance.branches()]
 
@@ -146,7 +158,9 @@ class Oracle:
         a, s = (np.asarray(value)[:, None, None, None] for value in (path.a, path.s))
         shown = {"noised": a * self.x + s * self.dirt, "scaled": a * self.x, "clean": self.x}[cache.commit_data]
         rows = dict(frame=self.frame, exists=exists, clean=clean, level=level)
-        return {"x": shown} | {name: np.broadcast_to(a, (self.batch, len(a))) for name, a in rows.items()}
+        rows["first"] = np.full(len(self.frame), head * self.block - layout.pad)
+        data = {"x": shown, "data": self.x, "dirt": self.dirt}
+        return data | {name: np.broadcast_to(a, (self.batch, len(a))) for name, a in rows.items()}
 
     def run(self):
         """The wanted new frames."""

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-SLOW = ("uneven", "window", "trapezoid", "interleaved", "axial")
+SLOW = ("temporal", "uneven", "window", "trapezoid", "interleaved", "axial")
 WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothing; others from two blocks
 NAMES = (
     "teacher", "pyramid", "rolling", "causal", "uneven", "window", "chunk", "trapezoid", "interleaved", "prefix",
-    "partial", "axial", "registers", "unmodulated", "ranges", "refine", "real_time", "first",
+    "partial", "axial", "registers", "unmodulated", "ranges", "refine", "real_time", "fractional", "three_way",
+    "temporal", "one_past", "first",
 )  # fmt: skip
 
 
