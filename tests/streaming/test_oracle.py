@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-SLOW = ("temporal", "uneven", "window", "trapezoid", "interleaved", "axial")
+SLOW = ("three_way", "temporal", "uneven", "window", "trapezoid", "interleaved", "axial")
 WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothing; others from two blocks
 NAMES = (
     "teacher", "pyramid", "rolling", "causal", "uneven", "window", "chunk", "trapezoid", "interleaved", "prefix",
