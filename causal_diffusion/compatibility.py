@@ -291,10 +291,11 @@ def _check_shown(config):
     if (layout.separate_clean or past) and levels.context_label == "fixed":
         # Training tells the network nothing else of the past.
         at = levels.context_label_at
-        if cache.commit_label != "fixed" or cache.commit_label_at != at:
+        told = cache.commit_label_at if cache.commit_label == "fixed" else float(process.label(cache.commit_level))
+        if abs(told - at) > 1e-6:
             _refuse(
-                f"cache.commit_label is {cache.commit_label!r} (at {cache.commit_label_at}) and levels.context_label "
-                f"is 'fixed' (at {at}): training tells the network nothing else of the past; "
+                f"cache.commit_label is {cache.commit_label!r}, which tells the network {told:g} of the past, and "
+                f"levels.context_label is 'fixed': training tells it {at:g} and nothing else; "
                 f"cache.commit_label = 'fixed' with cache.commit_label_at = {at} would do"
             )
     elif cache.commit_label == "fixed":

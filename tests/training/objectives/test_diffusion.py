@@ -238,7 +238,9 @@ def test_context_is_shown_and_told_as_published(system, in_stream):
     """What is done to the data, and what the network is told of it, beside the noisy stream or inside it."""
     levels, data, told = CONVENTIONS[system]
     batch = batch_of(SOME)
-    recipe = one_block_context(**levels) if in_stream else recipe_of(levels=levels)
+    told_so = dict(commit_label="fixed", commit_label_at=levels.get("context_label_at", 0.0))
+    cache = told_so if levels.get("context_label") == "fixed" else {}
+    recipe = one_block_context(**levels) if in_stream else recipe_of(levels=levels, cache=cache)
     streams = look(recipe, batch)[0]
     stream = streams["noisy" if in_stream else "clean"]
     x0 = batch["video"][:, : stream.x.shape[1]]
