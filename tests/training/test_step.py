@@ -204,7 +204,7 @@ class Zero(NamedTuple):
 
     config: TransformerConfig
 
-    def apply(self, variables, streams, condition, mask):
+    def apply(self, variables, streams, condition, mask, prefix_mask=None):
         assert streams["noisy"].action.shape == (BATCH, T, 2) and condition.text.shape == (BATCH, 1, 3, 6)
         return {name: jnp.zeros_like(stream.x) for name, stream in streams.items()}, None
 

@@ -269,7 +269,8 @@ def test_the_network_is_told_in_the_units_of_the_process():
     for label, told in (("level", 99 / 1000), ("fixed", 0.5)):
         levels = dict(kind="prefix", grid=1000, context=0.1, context_draw="fixed", context_label=label)
         levels |= dict(context_label_at=0.5) if label == "fixed" else {}
-        recipe = recipe_of(layout=dict(kind="block_causal"), process=table, levels=levels)
+        cache = dict(commit_label="fixed", commit_label_at=0.5) if label == "fixed" else {}
+        recipe = recipe_of(layout=dict(kind="block_causal"), process=table, levels=levels, cache=cache)
         stream = look(recipe, batch_of(SOME))[0]["noisy"]
         t, context = np.asarray(stream.t), np.asarray(stream.clean)
         np.testing.assert_allclose(t[context], told, atol=1e-6)
