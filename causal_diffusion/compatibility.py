@@ -70,8 +70,8 @@ def _check_shapes(config, frames, frame_shape, spec):
             f"layout.coarse is {layout.coarse} and model.coarse is {model.coarse}: no stream keeps coarse history; "
             "layout.coarse = 0 with model.coarse = 0 would do"
         )
-    if (frames + layout.pad) % layout.block:
-        low = max(2, (frames + layout.pad) // layout.block) * layout.block - layout.pad
+    if (low := layout.whole(frames)) != frames:
+        low = max(low, 2 * layout.block - layout.pad)
         _refuse(
             f"data.frames is {frames} and layout.block is {layout.block}: a clip is a whole number of blocks, "
             f"data.frames = {low} would do"
@@ -301,7 +301,7 @@ def _check_shown(config):
     elif cache.commit_label == "fixed":
         told = sorted(round(float(process.label(jnp.float32(t))), 6) for t in (0.0, 1.0))
         proposed = min(max(cache.commit_label_at, told[0]), told[1])
-        if (layout.separate_clean or levels.has_context) and levels.context_label == "fixed":
+        if levels.has_context and levels.context_label == "fixed":
             told, proposed = [*told, levels.context_label_at], levels.context_label_at
         low, high = min(told[:2]), max(told[:2])
         if not low - 1e-6 <= cache.commit_label_at <= high + 1e-6 and cache.commit_label_at not in told:
@@ -392,8 +392,7 @@ def _check_history(config):
 
 def _check_evaluation(config):
     layout, context = config.layout, config.evaluate.context
-    if config.evaluate.clips and (context + layout.pad) % layout.block:
-        low = (context + layout.pad) // layout.block * layout.block - layout.pad
+    if config.evaluate.clips and (low := layout.whole(context)) != context:
         _refuse(
             f"evaluate.context is {context} and layout.block is {layout.block}: whole blocks are given, "
             f"evaluate.context = {low if low > 0 else low + layout.block} would do"

@@ -214,6 +214,19 @@ class Layout:
         """Index of the block that a frame belongs to."""
         return (frame + self.pad) // self.block
 
+    def block_start(self, frame: Array) -> Array:
+        """Index of the first frame of the block that a frame belongs to; negative where the first block is short."""
+        return self.block_of(frame) * self.block - self.pad
+
+    def whole(self, frames: int) -> int:
+        """The most frames, at most ``frames``, that are whole blocks; negative where not even the first one is."""
+        return self.block_start(frames)
+
+    @property
+    def last_stage(self) -> int:
+        """Stage of what is clean."""
+        return max(0, len(self.ranges) - 1)
+
     def block_count(self, frames: int) -> int:
         """Blocks of a clip of ``frames`` frames."""
         return -(-(frames + self.pad) // self.block)
@@ -268,7 +281,7 @@ class Layout:
         """
         q = Ids(*(x[..., :, None] for x in q))
         k = Ids(*(x[..., None, :] for x in k))
-        start = self.block_of(q.frame) * self.block - self.pad
+        start = self.block_start(q.frame)
         before = (k.frame >= start - frames) & (k.frame < start) & (k.frame >= 0)
         return (q.role == NOISY) & (k.role == CLEAN) & before
 
@@ -276,13 +289,13 @@ class Layout:
         """Streams of a training clip of ``frames`` frames by name, in the order in which they are concatenated."""
         order, c = np.arange(frames), self.copies
         if self.coarse:
-            history = Ids.of(COARSE, order[: self.coarse], 0, max(0, len(self.ranges) - 1))
+            history = Ids.of(COARSE, order[: self.coarse], 0, self.last_stage)
             return {"coarse": history, "noisy": Ids.of(NOISY, order[self.coarse :])}
         noisy = {"noisy": Ids.of(NOISY, np.tile(order, c), np.repeat(np.arange(c), frames))}
         if not self.separate_clean:
             return noisy
         past = order[: frames - self.block]
-        return {"clean": Ids.of(CLEAN, past, 0, max(0, len(self.ranges) - 1))} | noisy
+        return {"clean": Ids.of(CLEAN, past, 0, self.last_stage)} | noisy
 
     def positions(self, frame: Array, gap: Array) -> Array:
         """Indices in time of training frames when the sinks are moved ``gap`` frames into the past.

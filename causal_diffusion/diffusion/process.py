@@ -68,8 +68,9 @@ class Process:
     ``start``, ``split``, ``to_*``, ``pair``, ``posterior``, ``renoise`` and ``learned_variance``. Another family,
     masked tokens say, is another class with those methods.
 
-    Throughout, x, x0 and eps are [B, T, ..., C], times are float [B, T], and a network's output ``out`` is shaped like
-    x but for ``outputs`` times its channels. Methods that need only its mean part take the whole or that part alone.
+    Throughout, x, x0 and eps are [B, T, ..., C], times are float [B, T] (states and labels may have more axes in front
+    of T, such as guidance branches), and a network's output ``out`` is shaped like x but for ``outputs`` times its
+    channels. Methods that need only its mean part take the whole or that part alone.
     """
 
     path: str = "linear"  # a key of PATHS

@@ -107,10 +107,9 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
     shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
     if given.ndim < 2 or given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
         raise UserError(f"context is {_shape(np.asarray(context))}; it is {shape}, with or without the first axis")
-    block, pad, frames = recipe.layout.block, recipe.layout.pad, given.shape[1]
-    if frames and (frames + pad) % block:
-        low = (frames + pad) // block * block - pad
-        first = f", the first one {recipe.layout.first}" if pad else ""
+    layout, block, frames = recipe.layout, recipe.layout.block, given.shape[1]
+    if frames and (low := layout.whole(frames)) != frames:
+        first = f", the first one {layout.first}" if layout.pad else ""
         raise UserError(
             f"context has {frames} frames and a block has {block}{first}: whole blocks are given, {max(0, low)} or "
             f"{low + block}"

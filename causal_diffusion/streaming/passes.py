@@ -86,15 +86,15 @@ class Passes:
         own = Ids.of(jnp.full_like(frame, role), frame, 0, layout.stages(t if t.ndim == 2 else t[:, 0]))
         if t.ndim == 2:
             x, t, told = (jnp.broadcast_to(a[:, None], (B, G, *a.shape[1:])) for a in (x, t, told))
-        x = _as_frames(recipe.process.network_input, x, t)
-        past = Ids.of(CLEAN, state.slots.frame, 0, max(0, len(layout.ranges) - 1))
+        x = recipe.process.network_input(x, t)
+        past = Ids.of(CLEAN, state.slots.frame, 0, layout.last_stage)
         seen = Ids(*(jnp.concatenate(pair, axis=-1) for pair in zip(past, own, strict=True)))
         caches, W = state.caches, 0
         if recipe.cache.kind == "none":
             # The past has no cache: it stands before the own frames and is computed with them.
             caches, own, W = None, seen, past.frame.shape[1]
             shown, level, label = self._shown(state, branches)
-            x = jnp.concatenate([_as_frames(recipe.process.network_input, shown, level), x], axis=2)
+            x = jnp.concatenate([recipe.process.network_input(shown, level), x], axis=2)
             told, frame = jnp.concatenate([label, told], axis=2), seen.frame
             condition = self._also_of_the_past(condition, W // self.block, T // self.block)
             if action is not None:
@@ -257,22 +257,14 @@ class Passes:
 
     def _show(self, frames_x, noise, level):
         """Finished frames [B, T, ...] as every branch sees them at its level [B, G, T]: [B, G, T, ...]."""
-        G, process = level.shape[1], self.recipe.process
-        x, eps = (jnp.broadcast_to(a[:, None], (len(a), G, *a.shape[1:])) for a in (frames_x, noise))
+        x, eps = (jnp.broadcast_to(a[:, None], (*level.shape[:2], *a.shape[1:])) for a in (frames_x, noise))
         if not self._noised:
             return x
-
-        def show(x, eps, level):
-            # What guidance hides, it hides by noise, whatever is done to the past else.
-            data = self.recipe.cache.commit_data
-            if data == "noised":
-                return process.show(x, eps, level, data)
-            wide = level.reshape(level.shape + (1,) * (x.ndim - level.ndim))
-            usual = wide <= self.recipe.cache.commit_level
-            return jnp.where(usual, process.show(x, eps, level, data), process.corrupt(x, eps, level))
-
-        flat = [a.reshape(-1, *a.shape[2:]) for a in (x, eps, level)]
-        return show(*flat).reshape(x.shape)
+        process, cache = self.recipe.process, self.recipe.cache
+        shown = process.show(x, eps, level, cache.commit_data)
+        # What guidance hides, it hides by noise, whatever is done to the past else.
+        usual = (level <= cache.commit_level).reshape(level.shape + (1,) * (x.ndim - level.ndim))
+        return shown if cache.commit_data == "noised" else jnp.where(usual, shown, process.corrupt(x, eps, level))
 
     def _shown(self, state, branches):
         """The remembered frames as every branch sees them: (x [B, G, W, ...], levels and labels [B, G, W])."""
@@ -284,8 +276,7 @@ class Passes:
         """The mask [B, Tq, Tk] of a branch that sees only ``past`` frames before a query's block."""
         if branch.past < 0 or self.recipe.cache.kind == "none":
             return mask
-        layout = self.recipe.layout
-        start = layout.block_of(q.frame) * layout.block - layout.pad
+        start = self.recipe.layout.block_start(q.frame)
         return mask & (k.frame[..., None, :] >= start[..., :, None] - branch.past)
 
     def _also_of_the_past(self, condition, past, own):
@@ -295,8 +286,3 @@ class Passes:
             return condition
         chex.assert_equal(F, own)
         return jax.tree.map(lambda a: jnp.concatenate([jnp.repeat(a[:, :1], past, axis=1), a], axis=1), condition)
-
-
-def _as_frames(change, x, t):
-    """``change`` of (x [B, T, ...], t [B, T]) for x and t with a branch axis behind B."""
-    return change(x.reshape(-1, *x.shape[2:]), t.reshape(-1, t.shape[2])).reshape(x.shape)
