@@ -149,6 +149,22 @@ def load_config(name: str, overrides=()) -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def tiny_on_digits(config: ml_collections.ConfigDict) -> None:
+    """Gives a config, in place, the data and the budget that the ``tiny`` variants of the family share.
+
+    Clips of moving digits with their class and no other condition, one small network, minutes on two CPU cores. A
+    variant then sets what its system needs beside it. ``benchmarks/family.py`` compares systems by this budget.
+    """
+    config.data.update(source="moving_digits", path="", frames=12, height=16, width=16, channels=1)
+    config.data.update(classes=0, action_dim=0)  # of a folder or of own clips; digits know their class
+    config.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1)
+    config.model.update(classes=10, action=0, text=0)
+    config.process.update(clip=1.0)  # the data lie in [-1, 1]
+    config.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
+    config.evaluate.update(clips=64, context=4, frames=48)
+    config.log.update(every=50, evaluate=0, checkpoint=1000)
+
+
 def freeze(config) -> Config:
     """ConfigDict (or nested dict) -> frozen dataclasses. UserError on an unknown or ill-typed key or value."""
     if isinstance(config, Config):

@@ -22,6 +22,8 @@ the last 15 % of the steps. A stream remembers the last 12 frames, the paper's e
 
 import ml_collections
 
+from causal_diffusion.config import tiny_on_digits
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: '' (above) and 'tiny' (moving digits, two CPU cores)."""
@@ -40,12 +42,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.evaluate = dict(clips=64, context=4, frames=48)
     c.log = dict(every=100, evaluate=10_000, checkpoint=2_000)
     if variant == "tiny":
-        c.data.update(source="moving_digits", frames=12, height=16, width=16, channels=1, classes=0)
-        c.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1, classes=10)
-        c.process.update(clip=1.0)  # the data lie in [-1, 1]
-        c.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
-        c.evaluate.update(clips=64, context=4, frames=48)
-        c.log.update(every=50, evaluate=0, checkpoint=1000)
+        tiny_on_digits(c)
         c.layout.update(block=2)
         c.schedule.update(steps=10)
     elif variant:

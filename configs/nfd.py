@@ -21,6 +21,8 @@ training, steps of sampling, how little noise the past gets. Training gives the 
 
 import ml_collections
 
+from causal_diffusion.config import tiny_on_digits
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: '' (above) and 'tiny' (moving digits, two CPU cores)."""
@@ -37,13 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.evaluate = dict(clips=64, context=4, frames=60)
     c.log = dict(every=100, evaluate=10_000, checkpoint=2_000)
     if variant == "tiny":
-        c.data.update(source="moving_digits", frames=12, height=16, width=16, channels=1, action_dim=0)
-        c.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1, classes=10)
-        c.process.update(clip=1.0)  # the data lie in [-1, 1]
-        c.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
-        c.evaluate.update(clips=64, context=4, frames=48)
-        c.log.update(every=50, evaluate=0, checkpoint=1000)
-        c.model.update(action=0)
+        tiny_on_digits(c)
         c.schedule.update(steps=10)
     elif variant:
         raise ValueError(f"nfd has no variant {variant!r}; there is 'tiny'")

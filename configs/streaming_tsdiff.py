@@ -19,6 +19,8 @@ division by the mean; the past is given as clean context, not by guidance. The g
 
 import ml_collections
 
+from causal_diffusion.config import tiny_on_digits
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Variants: '' (above) and 'tiny' (moving digits, two CPU cores)."""
@@ -35,12 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.evaluate = dict(clips=64, context=336, frames=48)
     c.log = dict(every=100, evaluate=2_000, checkpoint=1_000)
     if variant == "tiny":
-        c.data.update(source="moving_digits", frames=12, height=16, width=16, channels=1)
-        c.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1, classes=10)
-        c.process.update(clip=1.0)  # the data lie in [-1, 1]
-        c.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
-        c.evaluate.update(clips=64, context=4, frames=48)
-        c.log.update(every=50, evaluate=0, checkpoint=1000)
+        tiny_on_digits(c)
         c.levels.update(known=8)
         c.schedule.update(steps=20, in_flight=4, guess=4)
     elif variant:
