@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from causal_diffusion import cache
 from causal_diffusion.cache import CacheConfig
+from causal_diffusion.cache import slots as slots_module
 
 BATCH, BRANCHES = 3, 2
 
@@ -99,7 +100,7 @@ def test_the_ring_equals_a_list_of_the_last_frames(block, window, sinks, pad, da
 
 
 def test_slots_are_as_drawn():
-    drawn = re.search(r"frame +((?:\d+ )+)\| ((?:\d+ ?)+) +cursor -> slot (\d+)", cache.__doc__)
+    drawn = re.search(r"frame +((?:\d+ )+)\| ((?:\d+ ?)+) +cursor -> slot (\d+)", slots_module.__doc__)
     sinks, ring, cursor = drawn[1].split(), drawn[2].split(), int(drawn[3])
     slots = cache.empty(1, window=3, sinks=1, block=1)
     for frame in range(6):
