@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
     config: Config
     layout: Layout  # with its window resolved to frames
     slots: int  # frames of the past that a stream remembers beside the sinks
+    kept: int  # and beside these: reference frames, or frames of tokens that compression keeps
     process: Process
     levels: Levels
     schedule: Schedule
@@ -72,7 +73,7 @@ class Recipe(NamedTuple):
                 x=jnp.zeros((batch, T, *self.frame_shape)),
                 t=jnp.zeros((batch, T)),
                 frame=jnp.broadcast_to(jnp.asarray(ids.frame, jnp.int32), (batch, T)),
-                action=jnp.zeros((batch, T, c.action)) if c.action else None,
+                action=jnp.zeros((batch, T, c.action)) if c.action and name != "reference" else None,
                 clean=jnp.zeros((batch, T), bool),
             )
         return streams, null_condition(c, batch), jnp.asarray(layout.training_mask(frames))
@@ -95,6 +96,7 @@ def build(config) -> Recipe:
         config=config,
         layout=resolved.layout,
         slots=resolved.slots,
+        kept=resolved.kept,
         process=config.process,
         levels=config.levels,
         schedule=config.schedule,

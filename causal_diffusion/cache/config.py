@@ -102,6 +102,11 @@ class CacheConfig:
                 f"cache.commit is 'fused' and cache.positions is {self.positions!r}: two blocks in one pass would see "
                 "the past at two places; cache.commit = 'separate' would do"
             )
+        if not self.commit_sinks and self.commit == "fused":
+            raise ValueError(
+                "cache.commit_sinks is False and cache.commit is 'fused': the blocks of one pass see the same sinks; "
+                "cache.commit = 'separate' would do"
+            )
         if self.budget and self.positions != "adjacent":
             raise ValueError(
                 f"cache.budget is {self.budget} and cache.positions is {self.positions!r}: kept tokens close up "

@@ -32,12 +32,18 @@ MAGI-1 does at low noise. ``rescale`` pulls the spread of the mix m back to that
 2305.08891, eq. 15 and 16), frame by frame, since every frame has its own level:
 
     m <- f m std(c)/std(m) + (1 - f) m,   f = rescale                                                            (7)
+
+``observe`` then steers the mix towards known values by the gradient of a loss on its clean data, at every level: see
+``diffusion.steering``. It costs a backward pass through all branches.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+
+from causal_diffusion.diffusion.steering import OBSERVED
 
 Array = Any
 
@@ -66,6 +72,10 @@ class Guidance:
     level: float = 0.5  # k of history_fractional
     lengths: tuple[int, ...] = ()  # l_i of history_temporal, in frames
     scales: tuple[float, ...] = ()  # w_i of history_temporal
+    observe: str = "none"  # how known values steer, a key of OBSERVED
+    observe_scale: float = 1.0  # w of steering
+    observe_std: float = 0.0  # of 'gaussian': standard deviation of the values' error, in units of the data
+    observe_levels: tuple[float, ...] = ()  # k of 'quantile', taken by samples in turn; (): spread over the batch
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -89,6 +99,23 @@ class Guidance:
                 f"guidance.lengths is {self.lengths} and guidance.kind is {self.kind!r}: 'history_temporal' has them, "
                 f"and no other; guidance.lengths = {lengths} with guidance.scales = {scales} would do"
             )
+
+        self._check_observed()
+
+    def _check_observed(self):
+        if self.observe not in OBSERVED:
+            raise ValueError(f"guidance.observe is {self.observe!r}; it is one of {', '.join(OBSERVED)}")
+        for name in ("observe_scale", "observe_std"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"guidance.{name} is {getattr(self, name)}; it is finite and not negative")
+        if not all(0.0 < level < 1.0 for level in self.observe_levels):
+            raise ValueError(f"guidance.observe_levels is {self.observe_levels}; quantile levels lie in (0, 1)")
+        for name, form, unset in (("observe_std", "gaussian", 0.0), ("observe_levels", "quantile", ())):
+            if getattr(self, name) != unset and self.observe != form:
+                raise ValueError(
+                    f"guidance.{name} is {getattr(self, name)} and guidance.observe is {self.observe!r}: only {form!r} "
+                    f"reads it; guidance.{name} = {unset} would do"
+                )
 
     def branches(self) -> tuple[Branch, ...]:
         """The branches that count, the one that knows most first."""

@@ -8,17 +8,24 @@ ids. Keys come from two places, cache slots and the tokens themselves::
 Frames of different forms (registers, coarse patches) are segments with a T and an N of their own. Every segment asks
 for itself, and sees the keys of all of them, each under its columns of the mask.
 
+What comes back beside the output is what a cache would keep: keys, values and, where asked for, the queries of every
+frame, summed over its tokens. Keys and queries are turned to where their frame stands, or *raw*: as if it stood at time
+0. Raw keys are turned along time when they are read, so that their frames can move; before that, a ``Compaction`` may
+drop tokens of them.
+
 Factorised attention asks twice: inside each frame, then from frame to frame along every cell. Both are the same
 backends, mapped over the axis that keeps to itself.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from causal_diffusion.cache import Compaction, compact, load
 from causal_diffusion.nn.rope import rotate
 
 Array = Any
@@ -33,24 +40,30 @@ class Segment:
     e: [B, T, D], or the shared projection [B, T, parts, D] of modulation 'table'; None where nothing is modulated.
     clean: bool [B, T], which frames are clean; None where it makes no difference.
     rotary: table of positions, or None. Factorised: a pair, of space and of time.
+    stored: the same for the keys and queries that are kept; None: they are kept as they are used.
+    queries: whether the summed queries of its frames are kept.
     """
 
     form: str = dataclasses.field(metadata={"static": True})
     e: Array | None = None
     clean: Array | None = None
     rotary: Any = None
+    stored: Any = None
+    queries: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class Visibility(NamedTuple):
     """Who sees whom, by frame. Columns are [slots of the past | registers | streams], rows the streams.
 
     mask: bool [T, S] or [B, T, S]; prefix: the same for the prefix attention of factorised blocks, or None;
-    past_rotary: table that turns the keys of the slots, None where they are stored turned.
+    past_rotary: table that turns the keys of the first slots, None where they need no turning;
+    compaction: how the past is compacted before it is read, or None.
     """
 
     mask: Array
     prefix: Array | None = None
     past_rotary: Any = None
+    compaction: Compaction | None = None
 
 
 def reference(q_BTNHK, keys, values, mask):
@@ -179,45 +192,52 @@ class SelfAttention(Heads):
 
     backend: str = "reference"
 
-    def __call__(self, x_BTND, mask, rotary=None, past=None):
-        """Returns (output [B, T, N, D], (k, v)): the own keys (rotated) and values, [B, T, N, H, K], to commit.
-
-        Args:
-            x_BTND: tokens.
-            mask: bool [T, W + T] or [B, T, W + T], by frame, slots of the past first.
-            rotary: table of ``rope.rotary_table`` for the own frames; None leaves q and k as they are.
-            past: (k, v) of the slots, each [B, W, N, H, K], keys rotated; None without a past.
-        """
-        (out,), kv = self.segments((x_BTND,), (Segment("fine", rotary=rotary),), Visibility(mask), past)
-        return out, kv
-
-    def segments(self, xs, segments, visibility: Visibility, past=None, coarse: Heads | None = None):
-        """The same for several segments, registers (if any) first.
+    def __call__(
+        self,
+        xs,
+        segments,
+        visibility: Visibility,
+        past=None,
+        coarse: Heads | None = None,
+        turn: Callable[[Array, Array], Array] | None = None,
+    ):
+        """Attends, and returns what the cache would keep.
 
         Args:
             xs: [B, T, N, D] of each segment.
-            segments: a Segment for each.
+            segments: a Segment for each, registers (if any) first.
             visibility: see there. Registers see those of their own frame alone.
-            past: as above; where ``visibility.past_rotary`` turns its keys, they are stored unturned.
+            past: of the slots, see ``slots``; None without a past.
             coarse: projections of coarse segments, for all but the backend.
+            turn: turns raw keys along time, as ``cache.compact`` asks for; needed with a compaction.
 
         Returns:
-            (outputs of each segment, (k, v) of the fine frames, unturned where the past is).
+            (outputs of each segment, kv). kv is (k, v), each [B, T, N, H, K], of the fine frames, or of the coarse ones
+            where there are no fine ones; with ``Segment.queries`` (k, v, q), q float32 [B, T, 1, H, K]. With a
+            compaction it is the pair of that and the compacted past.
         """
         backend = BACKENDS[self.backend]
         heads = [coarse if segment.form == "coarse" else self for segment in segments]
-        queries, keys, values, stored = [], [], [], []
+        form = "fine" if any(segment.form == "fine" for segment in segments) else "coarse"
+        queries, keys, values, kept, noisy = [], [], [], [], 0
         for own, x, segment in zip(heads, xs, segments, strict=True):
-            q = own.queries(x)
-            k, v = own.keys_values(x)
-            raw = k
-            if segment.rotary is not None:
-                q, k = rotate(q, segment.rotary), rotate(k, segment.rotary)
+            raw_q = own.queries(x)
+            raw_k, v = own.keys_values(x)
+            q, k = rotate(raw_q, segment.rotary), rotate(raw_k, segment.rotary)
             queries.append(q)
             keys.append(k)
             values.append(v)
-            if segment.form == "fine":
-                stored.append((k if visibility.past_rotary is None else raw, v))
+            if segment.form != form:
+                continue
+            stored_q, stored_k = q, k
+            if segment.stored is not None:
+                stored_q, stored_k = rotate(raw_q, segment.stored), rotate(raw_k, segment.stored)
+            kept.append((stored_k, v, *((_over_tokens(stored_q),) if segment.queries else ())))
+            if visibility.compaction is not None:
+                shown = 1.0 if segment.clean is None else ~segment.clean[:, :, None, None, None]
+                noisy += jnp.sum(shown * _over_tokens(q), axis=(1, 2))
+        if visibility.compaction is not None:
+            past = compact(past, noisy, visibility.compaction, turn)
         past_k, past_v = slots(past, visibility.past_rotary, keys[0].dtype)
         outs, start = [], 0
         for own, q, segment in zip(heads, queries, segments, strict=True):
@@ -229,16 +249,28 @@ class SelfAttention(Heads):
                 out = backend(q, [*past_k, *keys], [*past_v, *values], mask)
                 start += T
             outs.append(own.merge(out))
-        kv = (part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*stored, strict=True))
-        return tuple(outs), tuple(kv)
+        kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))
+        return tuple(outs), kv if visibility.compaction is None else (kv, past)
+
+
+def _over_tokens(q_BTNHK):
+    """Summed over the tokens of each frame: float32 [B, T, 1, H, K]."""
+    return jnp.sum(q_BTNHK.astype(jnp.float32), axis=2, keepdims=True)
 
 
 def slots(past, rotary, dtype):
-    """Keys, turned if ``rotary`` is given, and values of the slots as lists, empty without a past."""
-    if past is None:
+    """Keys and values of the slots as lists of [B, W, N, H, K], empty without a past.
+
+    Args:
+        past: pairs (k, v, k, v, ...) in the order of the mask's columns, arrays or Int8; what is left over, as the
+            summed queries of (k, v, q), is not read here.
+        rotary: table that turns the keys of the first pair, or None.
+    """
+    if not past:
         return [], []
-    k = past[0].astype(dtype)
-    return [k if rotary is None else rotate(k, rotary)], [past[1].astype(dtype)]
+    keys, values = zip(*zip(past[::2], past[1::2], strict=False), strict=True)
+    keys, values = ([load(part, dtype) for part in parts] for parts in (keys, values))
+    return [rotate(keys[0], rotary), *keys[1:]], values
 
 
 class CrossAttention(Heads):

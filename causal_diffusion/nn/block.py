@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from causal_diffusion.nn.attention import CrossAttention, Heads, Segment, SelfAttention, Visibility, dense
 from causal_diffusion.nn.config import TransformerConfig
+from causal_diffusion.nn.rope import turn
 
 
 def norm(x):
@@ -110,7 +111,7 @@ class Block(BlockBase):
             self.coarse_attention = Heads(c.heads, c.width, c.qk_norm, dtype)
 
     def __call__(self, xs, segments, visibility: Visibility, text=None, text_mask=None, past=None):
-        """Returns (xs, (k, v)) with the fine frames' own keys and values for the cache.
+        """Returns (xs, kv), kv as ``SelfAttention`` returns it.
 
         Args:
             xs: tuple of tokens [B, T, N, D], one per segment.
@@ -118,12 +119,12 @@ class Block(BlockBase):
             visibility: who sees whom.
             text: embedded condition tokens [B, F, M, D], or their (k, v) from ``text_keys_values``; None without.
             text_mask: bool [B, F, M] or None.
-            past: (k, v) of the slots, each [B, W, N, H, K], or None.
+            past: of the slots, see ``attention.slots``, or None.
         """
         modulation = [self.modulate(self.modulation, segment) for segment in segments]
         hs = tuple(self.normed(x, *parts[0][:2]) for x, parts in zip(xs, modulation, strict=True))
         coarse = self.coarse_attention if self.config.coarse else None
-        hs, kv = self.attention.segments(hs, segments, visibility, past, coarse)
+        hs, kv = self.attention(hs, segments, visibility, past, coarse, self.turn)
         if text is not None and not isinstance(text, tuple):
             text = self.text_keys_values(text)
         out = []
@@ -134,3 +135,8 @@ class Block(BlockBase):
             shift, scale, gate = parts[-1]
             out.append(self.gated(x, gate, self.mlp(self.normed(x, shift, scale))))
         return tuple(out), kv
+
+    def turn(self, x_BTNHK, position):
+        """Raw keys or queries, turned along time; additive positions turn nothing."""
+        c = self.config
+        return x_BTNHK if c.positions == "additive" else turn(x_BTNHK, position, c.theta, len(c.patch), c.rope_split)

@@ -72,19 +72,19 @@ class FactorisedBlock(BlockBase):
         """As ``Block``, of one segment whose ``rotary`` is a pair (space, time).
 
         Returns (xs, kv), where kv are (k, v) along time, or (k, v, prefix k, prefix v) with model.prefix, each
-        [B, T, N, H, K], or () in a layer without attention along time. ``past`` is the same of the slots.
+        [B, T, N, H, K], or () in a layer without attention along time. ``past`` is the same of the slots. The prefix
+        attention knows space alone: its keys are the same raw or not.
         """
         (x,), (segment,) = xs, segments
         c, dtype, backend = self.config, self.config.compute_dtype, BACKENDS[self.config.backend]
-        space, time = (None, None) if segment.rotary is None else segment.rotary
+        space = None if segment.rotary is None else segment.rotary[0]
         halves = self.modulate(self.modulation, segment)
         shift, scale, gate = halves[0]
 
         h = self.normed(x, shift, scale)
         heads = self.space_attention
         q, (k, v) = heads.queries(h), heads.keys_values(h)
-        if space is not None:
-            q, k = rotate(q, space), rotate(k, space)
+        q, k = rotate(q, space), rotate(k, space)
         x = self.gated(x, gate, heads.merge(within_frames(backend, q, k, v)))
 
         kv, prefix_kv = (), ()
@@ -102,7 +102,7 @@ class FactorisedBlock(BlockBase):
                 clean = jnp.zeros(x.shape[:2]) if segment.clean is None else segment.clean
                 channel = jnp.broadcast_to(clean[:, :, None, None], (*x.shape[:3], 1)).astype(dtype)
                 h = self.merge_mask(jnp.concatenate([h, channel], axis=-1))
-            h, kv = self._see_past(h, time, visibility, None if past is None else past[:2])
+            h, kv = self._see_past(h, segment, visibility, None if past is None else past[:2])
             x = self.gated(x, gate, h)
         if text is not None:
             x = self.add_text(x, text if isinstance(text, tuple) else self.text_keys_values(text), text_mask)
@@ -114,24 +114,22 @@ class FactorisedBlock(BlockBase):
             h = self.mlp(h)
         return (self.gated(x, gate, h),), (*kv, *prefix_kv)
 
-    def _see_past(self, h, rotary, visibility, past):
-        """Attention along time: (out, (k, v)), keys unturned where those of the slots are."""
+    def _see_past(self, h, segment, visibility, past):
+        """Attention along time: (out, (k, v))."""
         heads = self.time_attention
-        q, (k, v) = heads.queries(h), heads.keys_values(h)
-        raw = k
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, (raw_k, v) = heads.queries(h), heads.keys_values(h)
+        rotary = None if segment.rotary is None else segment.rotary[1]
+        q, k = rotate(q, rotary), rotate(raw_k, rotary)
         past_k, past_v = slots(past, visibility.past_rotary, k.dtype)
         out = along_cells(BACKENDS[self.config.backend], q, [*past_k, k], [*past_v, v], visibility.mask)
-        return heads.merge(out), (k if visibility.past_rotary is None else raw, v)
+        return heads.merge(out), (k if segment.stored is None else rotate(raw_k, segment.stored[1]), v)
 
     def _see_prefix(self, x, rotary, mask, past):
         """Attention to all tokens of the frames that ``mask`` shows, of the own frame where it shows none."""
         heads = self.prefix_attention
         h = x.astype(self.config.compute_dtype)
         q, (k, v) = heads.queries(h), heads.keys_values(h)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k = rotate(q, rotary), rotate(k, rotary)
         past_k, past_v = slots(past, None, k.dtype)
         T, W = x.shape[1], past[0].shape[1] if past else 0
         seen = jnp.eye(T, W + T, k=W, dtype=bool)

@@ -7,8 +7,13 @@ factorised attention. Consecutive streams of one form run as one tensor, a *segm
     registers   F frames of R learned tokens (AR-Diffusion, arXiv 2503.07418, 'temporal causal'): every frame sees those
                 of its condition, they see nothing but each other. The caller's mask does not speak of them.
     coarse      the stream of that name: patches c times larger in space by an embedder and projections of their own
-                (FAR, arXiv 2503.19325). It is context: nothing is predicted for it, nothing of it is cached.
+                (FAR, arXiv 2503.19325). It is context: nothing is predicted for it. What is cached of it is computed in
+                a pass of its own, in which it is the only stream.
     fine        all other streams
+
+What is remembered of the past goes in as ``past`` and comes out as ``kv``. Keys are kept turned to where their frame
+stands, or, *raw*, turned as if it stood at time 0, that is by space alone. Raw keys are turned along time when they
+are read (``past_frame``), so their frames may appear to stand anywhere; coarse keys never move and are never raw.
 
 Parameters have one canonical form, ``block_0`` ... ``block_{L-1}``. A model with ``layers='scan'`` holds them
 stacked under ``blocks``; ``stack_layers`` and ``unstack_layers`` go between the two.
@@ -24,6 +29,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from causal_diffusion.cache import Compaction
 from causal_diffusion.nn import rope
 from causal_diffusion.nn.attention import Segment, Visibility, dense
 from causal_diffusion.nn.block import Block, Modulation, norm
@@ -123,25 +129,45 @@ class Transformer(nn.Module):
         past=None,
         past_frame=None,
         prefix_mask=None,
+        raw: bool = False,
+        queries: bool = False,
+        compaction: Compaction | None = None,
     ):
         """Runs all streams together.
 
         Args:
             streams: name -> Stream, concatenated along frames in this order. All have the same spatial size.
             condition: for the whole sample (F = 1), or per block (then there is one stream).
-            mask: bool by frame, [T, W + T] or [B, T, W + T], over [slots of the past | streams].
-            past: per layer what ``kv`` is of the slots, each [B, W, N, H, K]; None without a past.
-            past_frame: int32 [B, W], index in time of the frames in the slots, where their keys are stored without
-                rotation along time; then those of ``kv`` are, too. None: both are rotated.
+            mask: bool by frame, [T, W + T] or [B, T, W + T], over [fine slots | coarse slots | streams].
+            past: per layer what ``kv`` is of the slots, each [B, W, N, H, K], arrays or ``cache.Int8``; with coarse
+                slots (k, v, coarse k, coarse v), or (coarse k, coarse v) where there are no fine ones. None: no past.
+            past_frame: int32 [B, W], or [B, W, N] by token: where in time the keys of the fine slots, which are raw,
+                stand. None: they need no turning. Additive positions do not turn: they take no notice.
             prefix_mask: as ``mask``, what the prefix attention of each frame sees; a row without a frame, or None,
                 means the frame itself.
+            raw: static, whether the keys and queries of ``kv`` are raw. Those of coarse and of prefix attention never
+                know it.
+            queries: static, whether ``kv`` has the summed queries of each frame. Joint attention only.
+            compaction: how each layer compacts its past, (k, v, q) of raw keys, before it reads it; ``mask`` and
+                ``past_frame`` are of the slots afterwards. Own queries that count are those of fine frames that are
+                not ``clean``. Joint attention only.
 
         Returns:
             (outputs, kv): outputs name -> float32 [B, T, *space, C * outputs], all but 'coarse'; kv per layer of the
-            own frames (all but the coarse ones): (k, v) [B, T, N, H, K]; with model.prefix (k, v, prefix k, prefix v);
-            () in a layer without attention along time (stacked on a leading axis with layers='scan').
+            fine frames, of the coarse ones if 'coarse' is the only stream: (k, v) [B, T, N, H, K]; with ``queries``
+            (k, v, q), q float32 [B, T, 1, H, K]; with model.prefix (k, v, prefix k, prefix v); () in a layer without
+            attention along time (stacked on a leading axis with layers='scan'). With a compaction, the pair of that
+            and the compacted past.
+
+        Raises:
+            ValueError: queries or a compaction without joint attention; a stream 'coarse' without model.coarse.
         """
         c = self.config
+        if c.attention != "joint" and (queries or compaction is not None):
+            raise ValueError(
+                f"model.attention is {c.attention!r}: summed queries and compaction look at whole frames of tokens; "
+                "model.attention = 'joint' would do"
+            )
         if not isinstance(condition, EncodedCondition):
             condition = self.embed_condition(condition)
         for stream in streams.values():
@@ -151,13 +177,12 @@ class Transformer(nn.Module):
                 chex.assert_shape(stream.clean, (B, T))
             if stream.action is not None:
                 chex.assert_shape(stream.action, (B, T, c.action))
-        xs, segments, runs, frames = self._segments(streams, condition)
+        xs, segments, runs, frames = self._segments(streams, condition, raw, queries)
         past_rotary = None
         if past_frame is not None and c.positions != "additive":
-            space = next(iter(streams.values())).x.shape[2:-1]
-            past_rotary = self._rotary(past_frame, self._grid(space, 1), 1)
-            past_rotary = past_rotary if c.attention == "joint" else past_rotary[1]
-        visibility = Visibility(mask, prefix_mask, past_rotary)
+            axes = len(c.patch) if c.attention == "joint" else 1
+            past_rotary = rope.time_table(past_frame, c.width // c.heads, c.theta, axes, c.rope_split)
+        visibility = Visibility(mask, prefix_mask, past_rotary, compaction)
         if c.registers:
             xs, segments, visibility = self._with_registers(xs, segments, visibility, condition)
         xs, kv = self._run_blocks(xs, segments, visibility, condition, past)
@@ -174,7 +199,7 @@ class Transformer(nn.Module):
                 start += T
         return outputs, kv
 
-    def _segments(self, streams, condition):
+    def _segments(self, streams, condition, raw=False, queries=False):
         """Consecutive streams of one form, embedded: of each its tokens, Segment, streams by name and embedding."""
         c, dtype = self.config, self.config.compute_dtype
         xs, segments, runs, frames = [], [], [], []
@@ -197,9 +222,13 @@ class Transformer(nn.Module):
                 if c.positions == "both":
                     at = jnp.zeros_like(frame)  # a stream never ends: no absolute time
                 x = x + rope.additive_table(at, grid, c.width, c.theta, factor).astype(dtype)
-            rotary = None if c.positions == "additive" else self._rotary(frame, grid, factor)
+            rotary = stored = None
+            if c.positions != "additive":
+                rotary = self._rotary(frame, grid, factor)
+                stored = self._rotary(jnp.zeros((1, 1), jnp.int32), grid, factor) if raw and not coarse else None
             xs.append(x)
-            segments.append(Segment("coarse" if coarse else "fine", modulated, clean, rotary))
+            form = "coarse" if coarse else "fine"
+            segments.append(Segment(form, modulated, clean, rotary, stored, queries and not coarse))
             runs.append(run)
             frames.append(e)
         return tuple(xs), tuple(segments), runs, frames

@@ -8,9 +8,9 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.recipe import Recipe, null_condition
-from causal_diffusion.streaming.state import Action
+from causal_diffusion.streaming.state import Action, Observed
 
-KEYS = ("label", "text", "text_mask", "action", "context_action")
+KEYS = ("label", "text", "text_mask", "action", "context_action")  # beside "reference" and "observed"
 
 
 def parse_condition(
@@ -97,11 +97,7 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
     """Given frames [T, *space, C] or [B, T, *space, C], float in data range or uint8 -> float32 [B, T, ...]."""
     if context is None:
         return np.zeros((batch, 0, *recipe.frame_shape), np.float32)
-    numbers = _numbers("context", context)
-    given = np.asarray(context)
-    if given.dtype != np.uint8 and not jnp.issubdtype(given.dtype, jnp.floating):
-        raise UserError(f"context is {_shape(given)}; it is float in [-1, 1], or uint8")
-    given = numbers / 127.5 - 1.0 if given.dtype == np.uint8 else numbers
+    given = _frames("context", context)
     if given.ndim == 1 + len(recipe.frame_shape):
         given = np.broadcast_to(given[None], (batch, *given.shape))
     shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
@@ -115,6 +111,98 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
             f"{low + block}"
         )
     return given
+
+
+def parse_reference(recipe: Recipe, reference, context: np.ndarray, batch: int) -> np.ndarray | None:
+    """A frame [*space, C] or [B, *space, C], as ``parse_context``; else the context's first one: float32 [B, ...]."""
+    if not recipe.layout.reference:
+        if reference is not None:
+            raise UserError("this system takes no 'reference': layout.reference is 0")
+        return None
+    if reference is None:
+        if not context.shape[1]:
+            raise UserError("this system needs cond['reference'], a frame, or a context whose first frame is taken")
+        return context[:, 0]
+    given, shape = np.asarray(reference), recipe.frame_shape
+    if given.shape == shape:
+        given = np.broadcast_to(given, (batch, *shape))
+    if given.shape != (batch, *shape):
+        raise UserError(f"cond['reference'] is {_shape(given)}; it is {list(shape)} or {[batch, *shape]}")
+    return _frames("cond['reference']", given)
+
+
+def parse_observed(recipe: Recipe, values, batch: int) -> np.ndarray | None:
+    """Values of new frames [T, *space, C] or [B, T, *space, C], NaN where unknown -> float32 [B, T, ...]."""
+    if values is None:
+        return None
+    if recipe.guidance.observe == "none":
+        raise UserError(
+            "guidance.observe is 'none' and there is cond['observed']; guidance.observe = 'square' would do"
+        )
+    try:
+        given = np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"cond['observed'] is {str(values)[:40]!r}; it is an array of numbers") from None
+    if np.isinf(given).any():
+        raise UserError("cond['observed'] has an infinite value; unknown ones are NaN")
+    if given.ndim == 1 + len(recipe.frame_shape):
+        given = np.broadcast_to(given[None], (batch, *given.shape))
+    if given.ndim != 2 + len(recipe.frame_shape) or given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
+        shape = ", ".join(map(str, recipe.frame_shape))
+        raise UserError(f"cond['observed'] is {_shape(np.asarray(values))}; it is [{batch}, frames, {shape}]")
+    return given
+
+
+def check_recache(recipe: Recipe) -> None:
+    """Refuses to encode the past anew where the frames themselves are not remembered."""
+    cache = recipe.cache
+    if not cache.latents:
+        raise UserError(
+            "recache is True and cache.latents is False: the frames of the past are not kept; cache.latents = True "
+            "would do"
+        )
+    if cache.kind in ("two_level", "state"):
+        raise UserError(
+            f"recache is True and cache.kind is {cache.kind!r}: of what is far only tokens are kept, not frames; "
+            "cache.kind = 'kv' would do"
+        )
+
+
+def take_actions(queue, held, frames: int, batch: int, width: int, void: int = 0):
+    """The next ``frames`` actions: from the queue, then the last one held, else unknown; the first ``void`` take none.
+
+    Returns:
+        (value [B, frames, A], given [B, frames], the rest of the queue, what is held now).
+    """
+    value = np.zeros((batch, frames, width), np.float32)
+    known = void
+    if queue is not None:
+        taken = min(frames - void, queue.shape[1])
+        known += taken
+        value[:, void:known] = queue[:, :taken]
+        held = queue[:, taken - 1 : taken]
+        queue = queue[:, taken:] if queue.shape[1] > taken else None
+    if held is not None:
+        value[:, known:] = held
+        known = frames
+    order = np.arange(frames)
+    given = np.broadcast_to((order >= void) & (order < known), (batch, frames))
+    return value, given, queue, held
+
+
+def take_observed(queue, frames: int, batch: int, shape: tuple[int, ...], void: int = 0):
+    """The known values of the next ``frames`` frames, and the rest of the queue; the first ``void`` have none.
+
+    Returns:
+        (Observed [B, frames, *shape], the rest of ``queue`` [B, T, *shape] or None).
+    """
+    value = np.full((batch, frames, *shape), np.nan, np.float32)
+    if queue is not None:
+        taken = min(frames - void, queue.shape[1])
+        value[:, void : void + taken] = queue[:, :taken]
+        queue = queue[:, taken:] if queue.shape[1] > taken else None
+    known = np.isfinite(value)
+    return Observed(np.where(known, value, 0.0), known), queue
 
 
 def as_action(value: np.ndarray | None) -> Action | None:
@@ -138,6 +226,14 @@ def _numbers(name, value):
     if not np.isfinite(given).all():
         raise UserError(f"{name} has a value that is not finite")
     return given
+
+
+def _frames(name, value):
+    """Frames, float in data range or uint8 -> float32."""
+    numbers, given = _numbers(name, value), np.asarray(value)
+    if given.dtype != np.uint8 and not jnp.issubdtype(given.dtype, jnp.floating):
+        raise UserError(f"{name} is {_shape(given)}; it is float in [-1, 1], or uint8")
+    return numbers / 127.5 - 1.0 if given.dtype == np.uint8 else numbers
 
 
 def _shape(array):

@@ -1,20 +1,31 @@
-"""Passes of the network over a stream: predicting blocks in flight, and committing finished ones to the cache.
+"""Passes of the network over a stream: what is run together, what it sees, and what it is told.
 
-The past is read from keys and values (cache kind 'kv'), or, with kind 'none', the remembered frames run through the
-network beside the blocks in flight every time, under the condition of the oldest of these. Leading axes called BG are
-batch x guidance branches, branches innermost.
+A pass runs one or two *parts* (``Own``), one after the other: clean frames whose keys and values are wanted, and the
+blocks in flight. It reads what is kept of the past (``Past``). Who sees whom is the layout's predicate over the ids of
+all of these; where kept frames stand in time is ``cache.positions``. Leading axes called BG are batch x guidance
+branches, branches innermost.
+
+What a pass consists of depends on the kind of cache (p: the finished block that is not committed yet, fused commit)::
+
+    kind           first pass of a block                  further passes         commit
+    kv             [ slots | in flight ]                  [ slots | in flight ]  [ slots | block ]
+    kv, fused      [ slots | p, in flight ]               [ slots | in flight ]  with the next first pass
+    two_level      [ coarse | window, in flight ]         [ coarse, window | in flight ]
+                                                                                 [ coarse | what leaves the window ]
+    none           [ | window, in flight ]                the same               none
+    state          [ state | in flight ]                  the same               [ state | block ]
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from causal_diffusion import cache as caching
 from causal_diffusion.diffusion.guidance import Branch
-from causal_diffusion.layout import CLEAN, Ids
+from causal_diffusion.layout import CLEAN, COARSE, NOISY, REFERENCE, Ids
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import EncodedCondition, Stream
 from causal_diffusion.recipe import Recipe
@@ -23,6 +34,45 @@ from causal_diffusion.streaming.state import Action, State
 Array = Any
 
 ENTER, COMMIT, RISE, STEP = range(4)  # what noise is for; a block's draws for each never meet
+
+
+class Own(NamedTuple):
+    """Frames that a pass runs: T of one role.
+
+    x: [B, T, *space, C] at levels t [B, T], of which the network is told ``told``; or, where branches differ, all three
+        with an axis G behind B.
+    frame: int32 [B, T].
+    condition: [BG, F, ...], F a divisor of the blocks; None: that of the last part's first block.
+    action: of these frames.
+    stage: of ``Ids``; None: that of the levels.
+    lead: of ``Ids``, int [T].
+    absent: bool [B, T], frames that nobody sees; None: all are there.
+    """
+
+    x: Array
+    t: Array
+    told: Array
+    frame: Array
+    role: int
+    condition: EncodedCondition | None
+    action: Action | None = None
+    stage: int | None = None
+    lead: Array | int = 0
+    absent: Array | None = None
+
+    @property
+    def ids(self):
+        """(frames as they are seen, levels) [B, T]."""
+        frame = self.frame if self.absent is None else jnp.where(self.absent, caching.EMPTY, self.frame)
+        return frame, self.t if self.t.ndim == 2 else self.t[:, 0]
+
+
+class Past(NamedTuple):
+    """What a pass reads: what every layer keeps, the ids of its frames [B, W], and the slots they are in."""
+
+    caches: Any
+    ids: Ids
+    slots: caching.Slots | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +95,27 @@ class Passes:
     def one_past(self) -> bool:
         """Whether the past looks the same to all branches, so that they share a cache.
 
-        It does where clean frames are not modulated and nothing else tells them of a condition (ACDiT).
+        It does where committed blocks are told of no condition that a branch hides (MAGI-1 commits without text; in
+        ACDiT nothing tells clean frames of their condition), at one level, and see all of their own past.
         """
-        model = self.recipe.model.config
+        model, cache = self.recipe.model.config, self.recipe.cache
+        hidden = {name for branch in self.branches for name in branch.drop} - set(cache.commit_drop)
         told = model.modulate_clean or model.text or model.label_tokens
-        return not told and all(branch.level == 0.0 for branch in self.branches)
+        alike = all(branch.level == 0.0 and branch.past <= 0 for branch in self.branches)
+        return alike and not (hidden and told)
 
     def encode_condition(self, params, condition: Condition) -> EncodedCondition:
-        """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition."""
-        branches = self.branches
+        """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition.
+
+        With ``cache.commit_drop`` one more branch is what committed blocks are told; G counts it here, and in a State.
+        """
+        hidden = [branch.drop for branch in self.branches]
+        if self.recipe.cache.commit_drop:
+            hidden.append(self.recipe.cache.commit_drop)
 
         def across(field, value, hide):
-            hidden = [hide(value) if field in branch.drop else value for branch in branches]
-            return jnp.stack(hidden, axis=1).reshape(-1, *value.shape[1:])
+            each = [hide(value) if field in drop else value for drop in hidden]
+            return jnp.stack(each, axis=1).reshape(-1, *value.shape[1:])
 
         label, text, mask = condition.label, condition.text, condition.text_mask
         condition = Condition(
@@ -68,40 +126,32 @@ class Passes:
         model = self.recipe.model
         return model.apply({"params": params}, condition, method=model.encode_condition)
 
-    def predict(self, params, state: State, x, t, told, frame, role, condition, action: Action | None, branches=None):
-        """The network on own frames and the past.
+    def predict(self, params, past: Past, parts, branches=None, *, sinks=True, compaction=None):
+        """The network on ``parts`` and the past.
 
         Args:
-            x: [B, T, *space, C] at levels t [B, T], of which the network is told ``told``; or, where branches differ,
-                all three with an axis G behind B.
-            frame: int32 [B, T]; role: of all of them.
-            condition: [BG, F, ...], F a divisor of the own blocks; action: of the own frames.
+            parts: a list of Own. What is kept of the past stands where the last one sees it.
             branches: None is all of them.
+            sinks: whether sinks are seen that lie before the window.
+            compaction: what is done to the past first; ``past.slots`` and ``past.ids`` are as it leaves them.
 
         Returns:
-            (out [B, G, T, ...], kv per layer, each [BG, T, ...]).
+            (out [B, G, T, ...] of the last part, kv per layer, [BG, T, ...] of all parts); with ``compaction`` kv is
+            (own, compacted past) of every layer. Of coarse frames there is no out.
         """
-        recipe, layout, G = self.recipe, self.recipe.layout, len(branches or self.branches)
-        branches, B, T = branches or self.branches, x.shape[0], frame.shape[1]
-        own = Ids.of(jnp.full_like(frame, role), frame, 0, layout.stages(t if t.ndim == 2 else t[:, 0]))
-        if t.ndim == 2:
-            x, t, told = (jnp.broadcast_to(a[:, None], (B, G, *a.shape[1:])) for a in (x, t, told))
-        x = recipe.process.network_input(x, t)
-        past = Ids.of(CLEAN, state.slots.frame, 0, layout.last_stage)
-        seen = Ids(*(jnp.concatenate(pair, axis=-1) for pair in zip(past, own, strict=True)))
-        caches, W = state.caches, 0
-        if recipe.cache.kind == "none":
-            # The past has no cache: it stands before the own frames and is computed with them.
-            caches, own, W = None, seen, past.frame.shape[1]
-            shown, level, label = self._shown(state, branches)
-            x = jnp.concatenate([recipe.process.network_input(shown, level), x], axis=2)
-            told, frame = jnp.concatenate([label, told], axis=2), seen.frame
-            condition = self._also_of_the_past(condition, W // self.block, T // self.block)
-            if action is not None:
-                memory = Action(state.memory["action"], state.memory["action_given"])
-                action = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), memory, action)
-        elif caches is not None and self.one_past and G > 1:
-            caches = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), caches)
+        recipe, layout, branches = self.recipe, self.recipe.layout, branches or self.branches
+        G, B, T = len(branches), *parts[-1].frame.shape
+        own = _concatenate(*map(self._ids, parts))
+        seen = _concatenate(past.ids, own)
+        place, options = _joined([part.frame for part in parts]), {}
+        if recipe.cache.raw:
+            options["raw"] = True
+        if recipe.cache.raw and past.slots is not None:
+            at = dict(clip=recipe.frames, knot=layout.knot)
+            kept, place = caching.positions(recipe.cache, past.slots, parts[-1].frame[:, 0], place, **at)
+            options["past_frame"] = jnp.repeat(jnp.maximum(kept, 0), G, axis=0)
+        if recipe.cache.budget:
+            options |= {"queries": True, "compaction": compaction}
 
         def flat(a):
             return a.reshape(B * G, *a.shape[2:])
@@ -109,98 +159,83 @@ class Passes:
         def branched(a):
             return jnp.repeat(a, G, axis=0)
 
-        given = None
-        if action is not None:
-            shown = jnp.array(["action" not in branch.drop for branch in branches])
-            given = (action.given[:, None] & shown[None, :, None]).reshape(B * G, -1)
+        def by_branch(a, x):
+            return a if x.t.ndim == 3 else jnp.broadcast_to(a[:, None], (B, G, *a.shape[1:]))
+
+        x, t, told = (
+            jnp.concatenate([by_branch(a, part) for a, part in zip(each, parts, strict=True)], axis=2)
+            for each in zip(*((part.x, part.t, part.told) for part in parts), strict=True)
+        )
+        action = given = None
+        if parts[-1].action is not None:
+            action = branched(_joined([part.action.value for part in parts]))
+            known = [part.action.given[:, None] & self._acts(part, branches)[None, :, None] for part in parts]
+            given = flat(jnp.concatenate(known, axis=2))
         stream = Stream(
-            x=flat(x),
+            x=flat(recipe.process.network_input(x, t)),
             # The label is rounded here. Merged with the embedding's arithmetic it would differ from program to
             # program in its last bit, which the highest of the embedding's frequencies show.
             t=flat(jax.lax.optimization_barrier(told)),
-            frame=branched(jnp.maximum(frame, 0)),
-            action=None if action is None else branched(action.value),
+            frame=branched(jnp.maximum(place, 0)),
+            action=action,
             action_given=given,
-            clean=branched(own.role == CLEAN),
+            clean=branched(own.role != NOISY),
         )
         mask, prefix_mask = layout.visible(own, seen), None
-        mask = flat(jnp.stack([self._without_past(mask, own, seen, branch) for branch in branches], axis=1))
+        start = (layout.block_start(own.frame) - self.block * own.lead)[..., None]
+        if not sinks:
+            mask = mask & ((seen.frame[:, None] >= start - layout.window) | (seen.role == REFERENCE)[:, None])
+        mask = flat(jnp.stack([self._without_past(mask, start, seen, branch) for branch in branches], axis=1))
         if recipe.model.config.prefix:
             prefix_mask = branched(layout.prefix_visible(own, seen, recipe.model.config.prefix))
-        streams = {"own": stream}
-        out, kv = recipe.model.apply({"params": params}, streams, condition, mask, caches, prefix_mask=prefix_mask)
-        out = out["own"][:, W:]
+        name = "coarse" if parts[-1].role == COARSE else "own"
+        out, kv = recipe.model.apply(
+            {"params": params},
+            {name: stream},
+            self._conditions(parts, branches),
+            mask,
+            past.caches,
+            prefix_mask=prefix_mask,
+            **options,
+        )
+        if name == "coarse":
+            return None, kv
+        out = out["own"][:, -T:]
         return out.reshape(B, G, *out.shape[1:]), kv
 
-    def commit(self, params, state: State, condition, block, frame, action: Action | None) -> State:
-        """Puts clean frames [B, b, ...] with indices ``frame`` [B, b] (EMPTY: nothing to commit) in the cache."""
-        recipe, slots = self.recipe, state.slots
+    def kept(self, state: State, branches=None, window=None) -> Past:
+        """What is kept of the past; ``window``: of two levels the fine one's keys and values, once they are there."""
+        cache, G = self.recipe.cache, len(branches or self.branches)
+        nothing, last = state.slots.frame[:, :0], self.recipe.layout.last_stage
+        caches = state.caches
+        if self.one_past and G > 1:
+            caches = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), caches)
+        if cache.kind in ("none", "state"):
+            return Past(caches or None, Ids.of(CLEAN, nothing))
+        if cache.kind == "two_level":
+            coarse = Ids.of(COARSE, state.coarse.frame, 0, last)
+            if window is None:
+                return Past(caches, coarse)
+            fine = Ids.of(CLEAN, state.slots.frame, 0, last)
+            pairs = tuple((*near, *far) for near, far in zip(window, caches, strict=True))
+            return Past(pairs, _concatenate(fine, coarse))
+        role = np.where(np.arange(state.slots.frame.shape[1]) < state.slots.kept, REFERENCE, CLEAN)
+        return Past(caches, Ids.of(role, state.slots.frame, 0, last), state.slots)
 
-        def put(buffer, new):
-            return caching.write(buffer, new, slots, frame)
+    def window(self, state: State) -> Own:
+        """The remembered frames themselves, as a part that stands before the blocks in flight."""
+        shown, level, told = self._shown(state, self.branches)
+        action = None
+        if state.action is not None:
+            action = Action(state.memory["action"], state.memory["action_given"])
+        last = self.recipe.layout.last_stage
+        return Own(shown, level, told, state.slots.frame, CLEAN, None, action, stage=last)
 
-        memory, caches = {"latents": block}, state.caches
-        if "noise" in state.memory:
-            memory["noise"] = self.noise(state.keys, frame[:, 0], COMMIT, 1)
-        if action is not None:
-            memory |= {"action": action.value, "action_given": action.given}
-        if recipe.cache.kind == "kv":
-            branches, condition = self._committing(condition)
-            level, told = self._branch_levels(frame, branches)
-            noise = self.noise(state.keys, frame[:, 0], COMMIT, 1) if self._noised else jnp.zeros_like(block)
-            shown = self._show(block, noise, level)
-            _, kv = self.predict(params, state, shown, level, told, frame, CLEAN, condition, action, branches)
-            caches = jax.tree.map(put, caches, kv)
-        return dataclasses.replace(
-            state,
-            caches=caches,
-            slots=caching.commit(slots, frame),
-            memory={name: put(state.memory[name], new) for name, new in memory.items()},
-        )
-
-    def remember(self, params, state, condition, frames_x, frame, action):
-        """Commits frames [B, T, ...] with indices ``frame`` [B, T] block by block; ``condition`` [BG, 1 or n, ...]."""
-        B, T = frame.shape
-        if T == 0:
-            return state
-        if state.action is not None and action is None:
-            action = Action(jnp.zeros((B, T, self.recipe.model.config.action)), jnp.zeros((B, T), bool))
-
-        def blocks(a, size):
-            return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
-
-        def body(state, block):
-            (x, frame, action), own = block
-            return self.commit(params, state, condition if own is None else own, x, frame, action), None
-
-        own = None
-        if any(a.shape[1] > 1 for a in jax.tree.leaves(condition)):
-            own = jax.tree.map(lambda a: blocks(a, 1), condition)
-        given = jax.tree.map(lambda a: blocks(a, self.block), (frames_x, frame, action))
-        state, _ = jax.lax.scan(body, state, (given, own))
-        return state
-
-    def empty_caches(self, params, state, condition, slots):
-        """Zeros for what every layer keeps of ``slots`` frames."""
-        if self.recipe.cache.kind == "none":
-            return ()
-        recipe, b = self.recipe, self.block
-        none = dataclasses.replace(state.slots, frame=state.slots.frame[:, :0])
-        blank, B = dataclasses.replace(state, caches=None, slots=none), state.keys.shape[0]
-
-        def block(params, condition):
-            zeros = jnp.zeros((B, b))
-            action = None
-            if state.action is not None:
-                action = Action(jnp.zeros((B, b, recipe.model.config.action)), jnp.zeros((B, b), bool))
-            x = jnp.zeros((B, b, *recipe.frame_shape))
-            frame = jnp.broadcast_to(jnp.arange(b, dtype=jnp.int32), (B, b))
-            branches, condition = self._committing(condition)
-            return self.predict(params, blank, x, zeros, zeros, frame, CLEAN, condition, action, branches)[1]
-
-        dtype = None if recipe.cache.dtype == "compute" else jnp.dtype(recipe.cache.dtype)
-        shapes = jax.eval_shape(block, params, condition)
-        return jax.tree.map(lambda a: jnp.zeros((a.shape[0], slots, *a.shape[2:]), dtype or a.dtype), shapes)
+    def committed(self, state: State, condition, block, frame, action, branches) -> Own:
+        """A finished block [B, b, ...] with indices ``frame`` [B, b], as a part whose keys and values are wanted."""
+        level, told = self._branch_levels(frame, branches)
+        noise = self.noise(state.keys, frame[:, 0], COMMIT, 1) if self._noised else jnp.zeros_like(block)
+        return Own(self._show(block, noise, level), level, told, frame, CLEAN, condition, action)
 
     def noise(self, keys, frame, use, blocks, visit=0):
         """Noise of ``blocks`` blocks from frame ``frame`` [B] on, [B, blocks b, ...], for ``use``.
@@ -218,6 +253,50 @@ class Passes:
         noise = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(keys, index, visit)
         return noise.reshape(len(keys), blocks * b, *self.recipe.frame_shape)
 
+    def _ids(self, part):
+        layout, (frame, t) = self.recipe.layout, part.ids
+        stage = layout.stages(t) if part.stage is None else part.stage
+        return Ids.of(part.role, frame, 0, stage, part.lead)
+
+    def _acts(self, part, branches):
+        """Which branches know the actions of a part, bool [G]."""
+        hidden = self.recipe.cache.commit_drop if part.role != NOISY else ()
+        return np.array(["action" not in (*branch.drop, *hidden) for branch in branches])
+
+    def _conditions(self, parts, branches):
+        """The condition of all parts together, [BG, F, ...]."""
+        condition = self._of_part(parts[-1], parts[-1].condition, branches)
+        if len(parts) == 1 or not jax.tree.leaves(condition):
+            return condition
+        if parts[0].condition is None and jax.tree.leaves(condition)[0].shape[1] == 1:
+            return condition
+        each = []
+        for part in parts:
+            own = condition
+            if part.condition is not None:
+                own = self._of_part(part, part.condition, branches)
+            blocks = part.frame.shape[1] // self.block
+            if part.condition is None:
+                own = jax.tree.map(lambda a: a[:, :1], own)
+            if jax.tree.leaves(own)[0].shape[1] == 1:
+                own = jax.tree.map(lambda a, n=blocks: jnp.repeat(a, n, axis=1), own)
+            each.append(own)
+        return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *each)
+
+    def _of_part(self, part, condition, branches):
+        """Of what ``encode_condition`` encoded, that of the branches that run; what is committed is told its own."""
+        G, apart = len(self.branches), bool(self.recipe.cache.commit_drop)
+
+        def pick(a):
+            a = a.reshape(-1, G + apart, *a.shape[1:])
+            if apart and part.role != NOISY:
+                a = jnp.repeat(a[:, G:], len(branches), axis=1)
+            else:
+                a = a[:, : len(branches)]
+            return a.reshape(-1, *a.shape[2:])
+
+        return jax.tree.map(pick, condition)
+
     def _shown_at(self, frame):
         """(level at which committed frames are shown, level that the network is told), float32 like ``frame``."""
         cache, layout = self.recipe.cache, self.recipe.layout
@@ -227,12 +306,9 @@ class Passes:
             return level, jnp.full_like(level, cache.commit_label_at)
         return level, self.recipe.process.label(level)
 
-    def _committing(self, condition):
-        """The branches that keep a cache of their own, and their conditions."""
-        G = len(self.branches)
-        if not self.one_past or G == 1:
-            return self.branches, condition
-        return self.branches[:1], jax.tree.map(lambda a: a.reshape(-1, G, *a.shape[1:])[:, 0], condition)
+    def _committing(self):
+        """The branches that keep a cache of their own."""
+        return self.branches[:1] if self.one_past else self.branches
 
     @property
     def _noised(self) -> bool:
@@ -268,21 +344,24 @@ class Passes:
 
     def _shown(self, state, branches):
         """The remembered frames as every branch sees them: (x [B, G, W, ...], levels and labels [B, G, W])."""
-        level, told = self._branch_levels(state.slots.frame, branches, state.frame)
+        start = state.frame if self.recipe.cache.kind == "none" else None
+        level, told = self._branch_levels(state.slots.frame, branches, start)
         latents = state.memory["latents"]
         return self._show(latents, state.memory.get("noise", jnp.zeros_like(latents)), level), level, told
 
-    def _without_past(self, mask, q, k, branch):
-        """The mask [B, Tq, Tk] of a branch that sees only ``past`` frames before a query's block."""
+    def _without_past(self, mask, start, k, branch):
+        """The mask [B, Tq, Tk] of a branch that sees only ``past`` frames before ``start`` [B, Tq, 1], its block's."""
         if branch.past < 0 or self.recipe.cache.kind == "none":
             return mask
-        start = self.recipe.layout.block_start(q.frame)
-        return mask & (k.frame[..., None, :] >= start[..., :, None] - branch.past)
+        seen = k.frame[..., None, :] >= start - branch.past
+        if self.recipe.layout.reference:  # a condition, not a past
+            seen = seen | (k.role == REFERENCE)[..., None, :]
+        return mask & seen
 
-    def _also_of_the_past(self, condition, past, own):
-        """The condition of ``past`` blocks in front of ``own`` ones: that of the first of these."""
-        F = jax.tree.leaves(condition)[0].shape[1] if jax.tree.leaves(condition) else 1
-        if F == 1:
-            return condition
-        chex.assert_equal(F, own)
-        return jax.tree.map(lambda a: jnp.concatenate([jnp.repeat(a[:, :1], past, axis=1), a], axis=1), condition)
+
+def _concatenate(*ids: Ids) -> Ids:
+    return Ids(*(jnp.concatenate(parts, axis=-1) for parts in zip(*ids, strict=True)))
+
+
+def _joined(parts):
+    return jnp.concatenate(parts, axis=1)

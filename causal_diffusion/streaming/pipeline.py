@@ -20,9 +20,13 @@ from causal_diffusion.streaming.inputs import (
     parse_action,
     parse_condition,
     parse_context,
+    parse_observed,
+    parse_reference,
+    take_actions,
+    take_observed,
 )
 from causal_diffusion.streaming.rollout import Rollout
-from causal_diffusion.streaming.session import Mark, Session, take_actions
+from causal_diffusion.streaming.session import Mark, Session
 from causal_diffusion.streaming.state import Action, sample_keys
 
 log = logging.getLogger(__name__)
@@ -37,9 +41,10 @@ class Pipeline:
         rollout: the pure functions underneath, to build one's own loop from.
     """
 
-    def __init__(self, config, params):
+    def __init__(self, config, params, *, loss=None, loss_scale: float = 1.0):
+        """A pipeline, steered down the gradient of ``loss`` where there is one; see ``steered``."""
         self.recipe = build(config).streaming()
-        self.rollout = Rollout(self.recipe)
+        self.rollout = Rollout(self.recipe, loss, loss_scale)
         self.params = unstack_layers(params)
         capacity = self.recipe.config.stream.capacity
         self.encode_condition = jax.jit(self.rollout.encode_condition)
@@ -77,6 +82,16 @@ class Pipeline:
             log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
         return cls(config, restored.ema)
 
+    def steered(self, loss, scale: float = 1.0) -> "Pipeline":
+        """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
+
+        Args:
+            loss: differentiable, (x0 float32 [B, T, *space, C], frame int32 [B, T]) -> [B] or a scalar, a sum over
+                samples: of the clean data predicted for the frames in flight, and of their indices in time.
+            scale: how strongly; 0 changes nothing. The likelihood of a measurement, as -log p, has 1.
+        """
+        return Pipeline(self.config, self.params, loss=loss, loss_scale=scale)
+
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
@@ -85,7 +100,9 @@ class Pipeline:
             frames: rounded up to whole blocks, then trimmed.
             batch: samples.
             cond: dict of 'label' (int or [B]), 'text' ([M, E] or [B, M, E]), 'text_mask', 'action' ([T, A] or
-                [B, T, A], one per new frame, the last is held) and 'context_action'; whatever the model takes.
+                [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
+                [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
+                values of new frames, NaN where they are not known); whatever the system takes.
             context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8.
         """
         if frames < 1:
@@ -97,9 +114,12 @@ class Pipeline:
         """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
         if batch < 1:
             raise UserError(f"batch is {batch}; at least 1 sample is streamed")
-        model, cond = self.recipe.model.config, cond or {}
+        model, cond = self.recipe.model.config, dict(cond or {})
+        reference, watched = cond.pop("reference", None), cond.pop("observed", None)
         condition = parse_condition(model, cond, batch)
         context = parse_context(self.recipe, context, batch)
+        reference = parse_reference(self.recipe, reference, context, batch)
+        watched = parse_observed(self.recipe, watched, batch)
         queue = parse_action(model, cond.get("action"), batch, "cond['action']")
         past = parse_action(model, cond.get("context_action"), batch, "cond['context_action']")
         check_context_action(past, context, "cond['context_action']")
@@ -109,10 +129,16 @@ class Pipeline:
             void = 0 if context.shape[1] else self.recipe.layout.pad
             value, given, queue, held = take_actions(queue, held, self.rollout.waiting, batch, model.action, void)
             ramp = Action(value, given)
+        seen = None
+        if self.recipe.guidance.observe != "none" and self.rollout.waiting:
+            void = 0 if context.shape[1] else self.recipe.layout.pad
+            seen, watched = take_observed(watched, self.rollout.waiting, batch, self.recipe.frame_shape, void)
         keys = sample_keys(seed, batch)
         # The cursor is typed, so that `reset` finds this very program compiled.
-        state = self.init_state(self.params, keys, encoded, context, as_action(past), ramp, np.int32(0))
-        return Session(self, Mark(state, condition, encoded, queue, held), seed)
+        state = self.init_state(
+            self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen
+        )
+        return Session(self, Mark(state, condition, encoded, queue, held, watched), seed)
 
     def resume(self, path) -> Session:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
@@ -133,15 +159,24 @@ class Pipeline:
             condition = dataclasses.replace(condition, text=text, text_mask=mask)
         encoded = jax.eval_shape(self.rollout.encode_condition, self.params, condition)
         keys = jax.eval_shape(lambda: sample_keys(0, batch))
-        like = {"state": jax.eval_shape(self.rollout.init_state, self.params, keys, encoded), "condition": condition}
+        reference = None
+        if self.recipe.layout.reference:
+            reference = jax.ShapeDtypeStruct((batch, *self.recipe.frame_shape), np.float32)
+        state = jax.eval_shape(
+            lambda *given: self.rollout.init_state(*given[:3], reference=given[3]),
+            self.params, keys, encoded, reference,
+        )  # fmt: skip
+        like = {"state": state, "condition": condition}
         if meta["queue"] is not None:
             like["queue"] = jax.ShapeDtypeStruct((batch, meta["queue"], model.action), np.float32)
         if meta["held"]:
             like["held"] = jax.ShapeDtypeStruct((batch, 1, model.action), np.float32)
+        if meta["observed"] is not None:
+            like["observed"] = jax.ShapeDtypeStruct((batch, meta["observed"], *self.recipe.frame_shape), np.float32)
         tree, _ = load_tree(path, like)
         encoded = self.encode_condition(self.params, tree["condition"])
-        queue, held = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held"))
-        return Session(self, Mark(tree["state"], tree["condition"], encoded, queue, held), meta["seed"])
+        rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
+        return Session(self, Mark(tree["state"], tree["condition"], encoded, *rest), meta["seed"])
 
 
 def _shapes(key):
@@ -155,4 +190,3 @@ def _overridden(saved, overrides):
     for key, (old, new) in identity.items():
         raise UserError(f"{key} is {old!r} in this checkpoint and cannot become {new!r}: train again to change it")
     return config
-

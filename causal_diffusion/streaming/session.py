@@ -19,12 +19,16 @@ from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
+    check_recache,
     copy_tree,
     parse_action,
     parse_condition,
     parse_context,
+    parse_observed,
+    take_actions,
+    take_observed,
 )
-from causal_diffusion.streaming.state import Action, State
+from causal_diffusion.streaming.state import Action, Observed, State
 
 
 class Mark(NamedTuple):
@@ -33,8 +37,9 @@ class Mark(NamedTuple):
     state: State
     condition: Condition
     encoded: Any
-    queue: np.ndarray | None
-    held: np.ndarray | None
+    queue: np.ndarray | None  # actions of blocks to come
+    held: np.ndarray | None  # the action that holds when there are none
+    observed: np.ndarray | None = None  # known values of blocks to come
 
 
 class Session(Iterator):
@@ -91,9 +96,9 @@ class Session(Iterator):
         out, void = [], self.void
         while blocks > 0:
             n = min(blocks, config.stream.capacity)
-            actions = self._actions(n, config.stream.capacity)
+            actions, observed = self._actions(n, config.stream.capacity), self._observed(n, config.stream.capacity)
             state, emitted = self.pipeline.advance(
-                self.pipeline.params, self._mark.state, self._mark.encoded, actions, n
+                self.pipeline.params, self._mark.state, self._mark.encoded, actions, observed, n
             )
             self._mark = self._mark._replace(state=state)
             out.append(np.asarray(emitted)[:n])
@@ -112,16 +117,25 @@ class Session(Iterator):
         """Changes the condition; what ``cond`` leaves out stays.
 
         Args:
-            cond: as for ``Pipeline.stream``; an 'action' replaces queued actions.
+            cond: as for ``Pipeline.stream``; an 'action' replaces queued actions, 'observed' the values known of
+                frames that enter from now on.
             when: 'entering': blocks that enter from now on; 'in_flight': also those half denoised.
             recache: encode the remembered past anew under the new condition (LongLive, arXiv 2509.22622), so that
-                the change is not held back by keys and values computed under the old one.
+                the change is not held back by keys and values computed under the old one. Block by block, as it was
+                encoded first; LongLive runs all of it in one pass in which it sees itself whole.
         """
         if when not in ("entering", "in_flight"):
             raise UserError(f"when is {when!r}; it is 'entering' or 'in_flight'")
         model = self.pipeline.recipe.model.config
         if "context_action" in cond:
             raise UserError("context_action belongs to a context; give it to stream() or reset()")
+        if "reference" in cond:
+            raise UserError("the reference frame of a stream stays; give another one to stream()")
+        if recache:
+            check_recache(self.pipeline.recipe)
+        cond = dict(cond)
+        observed = parse_observed(self.pipeline.recipe, cond.pop("observed", None), self.batch)
+        observed = self._mark.observed if observed is None else observed
         condition = parse_condition(model, cond, self.batch, self._mark.condition)
         encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
         state = self._mark.state
@@ -131,7 +145,7 @@ class Session(Iterator):
             state = self.pipeline.recache(self.pipeline.params, state, encoded)
         queue = parse_action(model, cond.get("action"), self.batch)
         queue = self._mark.queue if queue is None else queue
-        self._mark = self._mark._replace(state=state, condition=condition, encoded=encoded, queue=queue)
+        self._mark = Mark(state, condition, encoded, queue, self._mark.held, observed)
 
     def mark(self) -> Mark:
         """A copy of this moment."""
@@ -163,9 +177,10 @@ class Session(Iterator):
                 f"layout.first is {layout.first} and layout.block is {layout.block}: a single sample cannot start with "
                 f"a short block beside others; a context of {layout.first} frames would do"
             )
-        cursor = (state.slots.cursor - given - (layout.pad if given else 0)) % state.slots.window
+        cursor = pipeline.rollout.cursor_before(state, given)
+        reference = None if state.reference is None else state.reference[:, 0]
         fresh = pipeline.init_state(
-            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor
+            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference
         )
         which = jnp.arange(self.batch) == sample
         self._mark = self._mark._replace(state=pipeline.rollout.replace_samples(state, fresh, which))
@@ -174,7 +189,7 @@ class Session(Iterator):
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
         mark = self._mark
         arrays = {"state": mark.state, "condition": mark.condition}
-        arrays |= {name: value for name in ("queue", "held") if (value := getattr(mark, name)) is not None}
+        arrays |= {name: value for name in ("queue", "held", "observed") if (value := getattr(mark, name)) is not None}
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
             "config": json.loads(to_json(self.pipeline.recipe.config)),
@@ -182,6 +197,7 @@ class Session(Iterator):
             "batch": self.batch,
             "queue": None if mark.queue is None else mark.queue.shape[1],
             "held": mark.held is not None,
+            "observed": None if mark.observed is None else mark.observed.shape[1],
             "text": text,
         }
         save_tree(path, arrays, meta)
@@ -199,31 +215,19 @@ class Session(Iterator):
         value, given, queue, held = take_actions(self._mark.queue, self._mark.held, n * b, self.batch, A, void)
         self._mark = self._mark._replace(queue=queue, held=held)
 
-        def blocks(a):
-            a = np.moveaxis(a.reshape(self.batch, n, b, *a.shape[2:]), 1, 0)
-            return jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1))))
+        return Action(*(self._by_step(a, n, capacity) for a in (value, given)))
 
-        return Action(blocks(value), blocks(given))
+    def _observed(self, n, capacity):
+        """Likewise of known values: leaves [capacity, B, b, ...]."""
+        recipe = self.pipeline.recipe
+        if recipe.guidance.observe == "none":
+            return None
+        frames = n * self.pipeline.rollout.emit
+        seen, rest = take_observed(self._mark.observed, frames, self.batch, recipe.frame_shape, self._void_entering())
+        self._mark = self._mark._replace(observed=rest)
+        return Observed(*(self._by_step(a, n, capacity) for a in (seen.value, seen.given)))
 
-
-def take_actions(queue, held, frames: int, batch: int, width: int, void: int = 0):
-    """The next ``frames`` actions: from the queue, then the last one held, else unknown; the first ``void`` take none.
-
-    Returns:
-        (value [B, frames, A], given [B, frames], the rest of the queue, what is held now).
-    """
-    value = np.zeros((batch, frames, width), np.float32)
-    known = void
-    if queue is not None:
-        taken = min(frames - void, queue.shape[1])
-        known += taken
-        value[:, void:known] = queue[:, :taken]
-        held = queue[:, taken - 1 : taken]
-        queue = queue[:, taken:] if queue.shape[1] > taken else None
-    if held is not None:
-        value[:, known:] = held
-        known = frames
-    order = np.arange(frames)
-    given = np.broadcast_to((order >= void) & (order < known), (batch, frames))
-    return value, given, queue, held
-
+    def _by_step(self, a, n, capacity):
+        """[B, n b, ...] -> [capacity, B, b, ...]."""
+        a = np.moveaxis(a.reshape(self.batch, n, -1, *a.shape[2:]), 1, 0)
+        return jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1))))

@@ -9,6 +9,7 @@ from causal_diffusion.layout import NOISY
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
 from causal_diffusion.recipe import build
+from causal_diffusion.streaming.passes import Own
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.state import Action, sample_keys
 
@@ -87,7 +88,8 @@ class System:
         clip = self.clip
         own = map(of_block, (clip.noisy, clip.t, clip.frame, clip.action, clip.given))
         x, t, frame, action, given = own
-        out, _ = self.rollout.predict(params, state, x, t, t, frame, NOISY, encoded, Action(action, given))
+        own = Own(x, t, t, frame, NOISY, encoded, Action(action, given))
+        out = self.rollout.next_pass(params, state, own)
         return out[:, 0]
 
 

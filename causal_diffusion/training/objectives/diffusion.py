@@ -8,6 +8,12 @@ with x_t and the loss of a block from ``diffusion.process``. The past that a blo
 Under teacher forcing a clean copy stands beside the noisy stream (several noisy ``copies`` may share one); in a single
 stream some blocks may be context. Either is shown as ``levels`` says (at which level, what that does to the data, which
 level the network is told), and is not scored.
+
+With ``layout.knot`` every block of the noisy stream is followed by its knot, the first frames of the next block. It is
+noisy as its block is, with noise of its own, and scored as other frames are. Its action is that of its block's last
+frame, for that is the last one that a stream knows. A ``layout.reference`` is a stream of one frame, the clip's last,
+at its place in time, clean, told as clean context is and without an action. All see it, so the loss of that frame of
+the noisy stream is small and says little.
 """
 
 import chex
@@ -46,11 +52,12 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     Returns:
         (loss, {'loss': scalar, 'loss_by_frame': [T]}), float32: the mean over a clip's scored frames, then over clips
         and copies; by frame the mean over the clips that score it, 0 where none does. Coarse frames have no loss.
+        Knots count in the loss, but by frame each is only what its own block makes of it.
     """
-    x0, layout, levels, process = batch["video"], recipe.layout, recipe.levels, recipe.process
-    B, T = x0.shape[:2]
+    video, layout, levels, process = batch["video"], recipe.layout, recipe.levels, recipe.process
+    B, T = video.shape[:2]
     b, n, copies = layout.block, layout.block_count(T), layout.copies
-    chex.assert_shape(x0, (B, recipe.frames, *recipe.frame_shape))
+    chex.assert_shape(video, (B, recipe.frames, *recipe.frame_shape))
     chex.assert_shape(batch["index"], (B,))
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 6))(batch["index"])
 
@@ -61,72 +68,81 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
         """[B, copies, ...]; a single copy draws with the sample's own key."""
         return per_sample(use, lambda k: jax.vmap(draw)(k[None] if copies == 1 else jax.random.split(k, copies)))
 
-    recent = T - layout.coarse  # frames that are not coarse history
-    drawn = per_copy(0, lambda k: levels.sample(k, n - layout.block_of(layout.coarse)))
-    t, context, scored = (layout.by_frame(a, T, layout.coarse).reshape(B, copies * recent) for a in drawn)
-    at = np.tile(np.arange(layout.coarse, T), copies)  # places in the clip
+    frame, own = layout.noisy_frames(T)  # of one copy, F of them; a knot shares with its block what ``own`` has
+    F, far = len(frame), layout.block_of(layout.coarse)
+    at, near = np.tile(frame, copies), np.tile(own, copies)
+    drawn = per_copy(0, lambda k: levels.sample(k, n - far))
+    t, context, scored = (a[..., layout.block_of(own) - far].reshape(B, copies * F) for a in drawn)
     t = jnp.where(context & (at < layout.sinks - layout.pad), 0.0, t)  # sinks are shown clean, as a stream shows them
-    x0 = x0[:, layout.coarse :]
-    eps = per_copy(1, lambda k: jax.random.normal(k, x0.shape[1:])).reshape(B, copies * recent, *x0.shape[2:])
+    x0 = video[:, at]
+    eps = per_copy(1, lambda k: jax.random.normal(k, (F, *x0.shape[2:]))).reshape(x0.shape)
     keep = per_sample(2, lambda k: jax.random.uniform(k) >= recipe.config.train.drop)
     gap = b * per_sample(5, lambda k: jax.random.randint(k, (), 0, layout.gap // b + 1))
     order = jnp.arange(T, dtype=jnp.int32)
-    frame = layout.positions(jnp.broadcast_to(order, (B, T)), gap)
+    place = layout.positions(jnp.broadcast_to(order, (B, T)), gap)
     if recipe.model.config.period:  # a stream goes round and round, so a clip may begin anywhere
         start = per_sample(5, lambda k: jax.random.randint(jax.random.fold_in(k, 1), (), 0, recipe.model.config.period))
-        frame = frame + start[:, None]
+        place = place + start[:, None]
     action, given = (batch["action"] if recipe.model.config.action else None), None
     if action is not None and "action" in recipe.guidance.drop:
         given = jnp.broadcast_to(keep[:, None], (B, T))
 
-    def stream(x, level, is_clean, at):
-        """Frames x at a level, told as the process and ``levels`` say; ``at`` are their places in the clip."""
+    def stream(x, level, is_clean, at, near, acts=True):
+        """Frames x at a level, told as the process and ``levels`` say.
+
+        ``at`` are their indices in the clip, ``near`` those of the frames that they stand beside and act like.
+        """
         told = process.label(level)
         told = jnp.where(is_clean, levels.context_told(told), told)
-        acted, known = (None if a is None else a[:, at] for a in (action, given))
-        return Stream(process.network_input(x, level), told, frame[:, at], acted, known, clean=is_clean)
+        acted, known = (None if a is None or not acts else a[:, near] for a in (action, given))
+        return Stream(process.network_input(x, level), told, place[:, near] + (at - near), acted, known, clean=is_clean)
 
-    repeated = jnp.tile(x0, (1, copies, *(1,) * (x0.ndim - 2)))
-    noisy = x_t = process.corrupt(repeated, eps, t)
+    def clean_stream(x, level, at, acts=True):
+        return stream(x, level, jnp.ones(level.shape, bool), at, at, acts)
+
+    noisy = x_t = process.corrupt(x0, eps, t)
     if levels.has_context:
-        shown = process.show(repeated, eps, t, levels.context_data)
+        shown = process.show(x0, eps, t, levels.context_data)
         noisy = jnp.where(context.reshape(context.shape + (1,) * (x0.ndim - 2)), shown, x_t)
-    streams = {"noisy": stream(noisy, t, context, at)}
+    streams = {}
+    if layout.coarse:
+        past = np.arange(layout.coarse)
+        streams["coarse"] = clean_stream(video[:, past], jnp.zeros((B, len(past))), past)
     if layout.separate_clean:
         past = np.arange(T - b)
         level = layout.by_frame(per_sample(3, lambda k: levels.sample_context(k, n - 1)), len(past))
         level = jnp.where(past < layout.sinks - layout.pad, 0.0, level)
-        clean = x0[:, : len(past)]
+        clean = video[:, past]
         if levels.context:
             noise = per_sample(4, lambda k: jax.random.normal(k, clean.shape[1:]))
             clean = process.show(clean, noise, level, levels.context_data)
-        streams = {"clean": stream(clean, level, jnp.ones(level.shape, bool), past)} | streams
-    if layout.coarse:
-        past = np.arange(layout.coarse)
-        level = jnp.zeros((B, len(past)))
-        history = stream(batch["video"][:, : len(past)], level, jnp.ones(level.shape, bool), past)
-        streams = {"coarse": history} | streams
-    mask, prefix_mask = _masks(recipe, context, t)
+        streams["clean"] = clean_stream(clean, level, past)
+    streams["noisy"] = stream(noisy, t, context, at, near)
+    if layout.reference:
+        streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
+    mask, prefix_mask = _masks(recipe, context, scored, t)
     condition = batch_condition(recipe, batch, keep)
     out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
     # One row per noisy copy: some weights look along the sequence.
-    rows = [a.reshape(B * copies, recent, *a.shape[2:]) for a in (out["noisy"], repeated, eps, x_t, t, scored)]
+    rows = [a.reshape(B * copies, F, *a.shape[2:]) for a in (out["noisy"], x0, eps, x_t, t, scored)]
     scored = rows[5]
     by_frame, count = jnp.where(scored, process.frame_loss(*rows[:5]), 0.0), scored.astype(jnp.float32)
     loss = jnp.mean(jnp.sum(by_frame, axis=1) / jnp.sum(count, axis=1))
     shown = jnp.sum(by_frame, axis=0) / jnp.maximum(jnp.sum(count, axis=0), 1.0)
-    return loss, {"loss": loss, "loss_by_frame": shown}
+    return loss, {"loss": loss, "loss_by_frame": shown[frame == own]}
 
 
-def _masks(recipe, context, t):
+def _masks(recipe, context, scored, t):
     """(mask, prefix mask or None): one for all clips, or by clip where the draw decides who sees whom."""
     layout, prefix = recipe.layout, recipe.model.config.prefix
     streams = layout.training_ids(recipe.frames)
     if not (layout.by_role or layout.ranges or prefix):
         return jnp.asarray(layout.training_mask(recipe.frames)), None
     noisy = streams["noisy"]
-    role = jnp.where(context, CLEAN, noisy.role)
-    streams["noisy"] = noisy._replace(role=role, stage=layout.stages(t))
-    parts = [Ids(*(jnp.broadcast_to(a, (len(t), len(ids.frame))) for a in ids)) for ids in streams.values()]
+    role, frame = jnp.where(context, CLEAN, noisy.role), noisy.frame
+    if layout.kind == "bidirectional_window":  # what is not yet in flight is absent; it keeps its place in time
+        frame = jnp.where(context | scored, frame, -1 - frame)
+    streams["noisy"] = noisy._replace(role=role, frame=frame, stage=layout.stages(t))
+    parts = [Ids(*(jnp.broadcast_to(a, (len(t), ids.frame.shape[-1])) for a in ids)) for ids in streams.values()]
     ids = Ids(*(jnp.concatenate(a, axis=1) for a in zip(*parts, strict=True)))
     return layout.visible(ids, ids), layout.prefix_visible(ids, ids, prefix) if prefix else None

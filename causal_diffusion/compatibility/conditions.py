@@ -1,0 +1,47 @@
+"""Is there something to guide with, and was the network trained without it?"""
+
+from causal_diffusion.compatibility.refusal import refuse
+from causal_diffusion.data.sources import condition_sizes
+
+
+def check_conditions(config):
+    model, guidance = config.model, config.guidance
+    if config.train.flip and condition_sizes(config.data)[1]:
+        refuse(
+            f"train.flip is True and data.source {config.data.source!r} has actions, which a mirrored clip would "
+            "contradict; train.flip = False would do"
+        )
+    if len(guidance.branches()) == 1:
+        return
+    takes = {"label": model.classes, "text": model.text, "action": model.action}
+    hidden = {name for branch in guidance.branches() for name in branch.drop}
+    check_history(config)
+    if not hidden:
+        return
+    if not any(takes[name] for name in hidden):
+        refuse(
+            f"guidance.kind is {guidance.kind!r} and the model takes none of {', '.join(guidance.drop)}: there is "
+            "nothing to leave out; guidance.kind = 'none' would do"
+        )
+    if not config.train.drop:
+        refuse(
+            f"guidance.kind is {guidance.kind!r} and train.drop is 0: the model never trains without its "
+            "conditions; train.drop = 0.1 would do"
+        )
+
+
+def check_history(config):
+    """Was the network trained on the pasts that guidance shows it?"""
+    guidance, levels, layout = config.guidance, config.levels, config.layout
+    noisiest = max(branch.level for branch in guidance.branches())
+    if noisiest and (layout.separate_clean or levels.has_context) and levels.context < noisiest:
+        refuse(
+            f"guidance.level is {guidance.level} and levels.context is {levels.context}: no past was so noisy in "
+            f"training; guidance.level = {levels.context} would do"
+        )
+    hides = any(branch.past >= 0 for branch in guidance.branches())
+    if hides and config.cache.kind == "none" and (levels.has_context or levels.kind not in ("independent", "sorted")):
+        refuse(
+            f"guidance.kind is {guidance.kind!r} and levels.kind is {levels.kind!r}: without a cache the past is "
+            "hidden by noise, of which training shows none before a cleaner block; levels.kind = 'independent' would do"
+        )

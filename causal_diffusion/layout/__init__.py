@@ -1,0 +1,11 @@
+"""What may be seen: one predicate over the ids of a query and a key.
+
+``ids`` says what every frame carries, ``clauses`` who sees whom (drawn there), ``layout`` holds a config's choice, and
+what follows from it in training.
+"""
+
+from causal_diffusion.layout.clauses import CLAUSES
+from causal_diffusion.layout.ids import CLEAN, COARSE, CONTEXT, NOISY, REFERENCE, Ids, concatenate
+from causal_diffusion.layout.layout import Layout
+
+__all__ = ["CLAUSES", "CLEAN", "COARSE", "CONTEXT", "NOISY", "REFERENCE", "Ids", "Layout", "concatenate"]
