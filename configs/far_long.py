@@ -4,7 +4,8 @@ Paper:     Gu et al. 2025, arXiv 2503.19325 (size B, long contexts: its DMLab se
 Command:   cd.train(cd.load_config("far_long"), workdir="runs/far_long", source=latents)
 Hardware:  not told for size B (9 to 22 GB per GPU, 17.5 H100-days for DMLab in size L). A clip of 300 frames is 2,160
            tokens, which ask for 0.2 GiB of scores per layer. 'tiny': two CPU cores, minutes.
-Expected:  Paper: PSNR 22.3, FVD 64 on DMLab (156 frames from 144). 158 M parameters; 150 M by the paper's table.
+Expected:  Paper: PSNR 22.3, FVD 64 on DMLab (156 frames from 144). The network has 158,900,000 parameters; 150 M by the
+           paper's table.
 
 The six values:
   layout     block_causal, one frame per block; the first 284 frames of a clip are coarse, 4 tokens instead of 64.

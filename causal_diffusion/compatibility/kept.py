@@ -22,7 +22,7 @@ def check_kept(config, slots, view):
 
 def _check_sizes(config, slots):
     layout, cache, b = config.layout, config.cache, config.layout.block
-    if slots < layout.sinks:
+    if slots < layout.sinks and not cache.budget:  # compression keeps what lies between them in another way
         refuse(
             f"layout.window is {layout.window} and layout.sinks is {layout.sinks}: a stream would see more of its "
             f"beginning than of what has just been, {slots} frames; layout.sinks = {slots} would do"
@@ -115,6 +115,11 @@ def _check_beyond(config, view):
         refuse(
             f"layout.knot is {layout.knot} and cache.commit is 'fused': two blocks of one pass are alike; "
             "cache.commit = 'separate' would do"
+        )
+    if config.process.weight.startswith("fused_snr"):
+        refuse(
+            f"layout.knot is {layout.knot} and process.weight is {config.process.weight!r}: it runs along frames in "
+            "time, some of which a knot shows twice; process.weight = 'min_snr' would do"
         )
 
 

@@ -25,10 +25,10 @@ def check_levels(config, view):
             f"layout.kind is {layout.kind!r} and levels.kind is {levels.kind!r}: no block would ever be the clean "
             "prefix; levels.kind = 'prefix' would do"
         )
-    if layout.kind == "prefix" and levels.clean:
+    if layout.kind in ("prefix", "bidirectional_window") and levels.clean:
         refuse(
-            f"layout.kind is 'prefix' and levels.clean is {levels.clean}: clean blocks see each other, so those behind "
-            "a noisy block would tell it its future; levels.clean = 0.0 with levels.kind = 'prefix' would do"
+            f"layout.kind is {layout.kind!r} and levels.clean is {levels.clean}: clean blocks behind a noisy one would "
+            "tell it its future; levels.clean = 0.0 with levels.kind = 'prefix' would do"
         )
     if layout.separate_clean and levels.has_context:
         name, value = ("clean", 0.0) if levels.clean else ("kind", "independent")

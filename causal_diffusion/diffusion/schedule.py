@@ -46,9 +46,9 @@ import dataclasses
 import numpy as np
 
 from causal_diffusion.diffusion.grids import GRIDS, nearest, warp
-from causal_diffusion.diffusion.view import View, transitions
+from causal_diffusion.diffusion.view import LookAhead, View, transitions
 
-__all__ = ["GRIDS", "OFFSETS", "Schedule", "View", "law", "nearest", "transitions", "warp"]
+__all__ = ["GRIDS", "OFFSETS", "LookAhead", "Schedule", "View", "law", "nearest", "transitions", "warp"]
 
 SLIDING = ("pyramid", "rolling", "autoregressive")  # one block leaves at a time
 CHUNKED = ("full", "trapezoid", "interleaved", "refine")  # a stream denoises ``chunk`` blocks, emits them, starts over

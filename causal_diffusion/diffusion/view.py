@@ -24,6 +24,19 @@ from typing import NamedTuple
 import numpy as np
 
 
+class LookAhead(NamedTuple):
+    """How far ahead of what it shows a stream has to know, in frames.
+
+    action: when a block is asked for, the actions of so many frames beyond its last one are due.
+    prompt: a condition that enters now is shown after so many frames that are still under the old one.
+    begun: of these so many have lost noise already; the others follow a change ``in_flight`` from pure noise on.
+    """
+
+    action: int
+    prompt: int
+    begun: int
+
+
 class View(NamedTuple):
     """The levels of the blocks in flight, oldest first, F of them.
 
@@ -52,6 +65,14 @@ class View(NamedTuple):
     def look_ahead(self) -> int:
         """Blocks left whose noise has begun to leave after an emission: how late an entering condition shows."""
         return int(np.sum(self.step[-1] < self.step.max())) - self.emit
+
+    def frames_ahead(self, block: int) -> LookAhead:
+        """The look-ahead of a stream whose blocks have ``block`` frames.
+
+        Blocks take their condition and actions when they enter. Then F - emit others are before them.
+        """
+        under_way = (self.in_flight - self.emit) * block
+        return LookAhead(action=under_way, prompt=under_way, begun=self.look_ahead * block)
 
     def matrix(self, blocks: int) -> np.ndarray:
         """Every row that a stream runs until ``blocks`` blocks are clean, int [rows, blocks].

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.diffusion.guidance import mix
-from causal_diffusion.diffusion.schedule import View, transitions
+from causal_diffusion.diffusion.schedule import LookAhead, View, transitions
 from causal_diffusion.diffusion.steering import observed_loss, steer
 from causal_diffusion.layout import NOISY
 from causal_diffusion.streaming.commits import Commits
@@ -61,6 +61,11 @@ class Denoise(Commits):
     def waiting(self) -> int:
         """Frames in flight between two steps."""
         return self.in_flight * self.block - self.emit
+
+    @property
+    def look_ahead(self) -> LookAhead:
+        """How far ahead actions are due, and after how many frames a new prompt shows."""
+        return self.view.frames_ahead(self.block)
 
     @property
     def steers(self) -> bool:

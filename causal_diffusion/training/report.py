@@ -58,13 +58,15 @@ def memory_estimate(compiled) -> dict[str, int]:
 
 def summary(recipe: Recipe, mesh, compiled) -> str:
     """Everything above, ready to print."""
-    config = recipe.config
+    config, ahead = recipe.config, recipe.schedule.view().frames_ahead(recipe.layout.block)
     flops = training_flops(recipe)
     lines = [
         parameter_table(recipe, mesh),
         "",
         f"system      {config.name}: {recipe.kind} streaming"
         + "".join(f"; approximate because {why}" for why in recipe.approximations),
+        f"look-ahead  {ahead.action} frames of actions; a prompt shows after {ahead.prompt} frames, of which "
+        f"{ahead.begun} have begun",
         f"mesh        {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
         f" on {jax.devices()[0].device_kind}",
         f"batch       {config.train.batch} clips of {recipe.frames} frames, {config.train.steps:,} steps",

@@ -111,6 +111,18 @@ def test_look_ahead_counts_the_blocks_that_an_entering_condition_comes_too_late_
     assert Schedule(5, "pyramid", stride=1.0).view().look_ahead == 4
 
 
+@pytest.mark.parametrize("schedule, frames", [
+    (Schedule(4, "autoregressive"), (0, 0, 0)),
+    (Schedule(4, "full", chunk=3), (0, 0, 0)),
+    (Schedule(6, "rolling", in_flight=3), (6, 6, 6)),
+    (Schedule(5, "pyramid", stride=3.0), (3, 3, 3)),
+    (Schedule(4, "real_time", in_flight=3, guess=2), (6, 6, 6)),
+])  # fmt: skip
+def test_look_ahead_is_told_in_frames(schedule, frames):
+    """Of blocks of three: what is under way when a block enters, and what of it has lost noise."""
+    assert schedule.view().frames_ahead(3) == frames
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -24,13 +24,13 @@ def random_params(model, *inputs):
     )
 
 
-def run(model, params, streams, condition, mask, inputs):
-    return model.apply({"params": params}, streams, condition, mask, **inputs)
+def run(model, flags, params, streams, condition, mask, inputs):
+    return model.apply({"params": params}, streams, condition, mask, **dict(flags), **inputs)
 
 
 # Many small models are compiled here and run once or twice: expensive passes would not pay.
 QUICK = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
-forward = jax.jit(run, static_argnums=0, compiler_options=QUICK)
+forward = jax.jit(run, static_argnums=(0, 1), compiler_options=QUICK)
 
 
 class Tiny(NamedTuple):
@@ -51,7 +51,9 @@ class Tiny(NamedTuple):
         given = (params, streams, condition, mask)
         own = (self.params, self.streams, self.condition, self.mask)
         given = (b if a is None else a for a, b in zip(given, own, strict=True))
-        return (forward if compiled else run)(self.model, *given, inputs)
+        flags = tuple((name, value) for name, value in inputs.items() if isinstance(value, bool))  # static ones
+        inputs = {name: value for name, value in inputs.items() if not isinstance(value, bool)}
+        return (forward if compiled else run)(self.model, flags, *given, inputs)
 
 
 def make(layout=None, frames=4, space=(4, 4), batch=2, **sizes) -> Tiny:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from causal_diffusion.nn.attention import BACKENDS, CrossAttention, RMSNorm, SelfAttention
+from causal_diffusion.cache import store
+from causal_diffusion.nn.attention import BACKENDS, CrossAttention, RMSNorm, Segment, SelfAttention, Visibility, slots
 from causal_diffusion.nn.rope import rotary_table, rotate
 
 B, T, W, N, H, K = 2, 3, 4, 2, 2, 6
@@ -119,11 +120,12 @@ def test_self_attention_with_each_norm_of_q_and_k(form):
     x, past = normal(B, T, N, D), (normal(B, W, N, H, K), normal(B, W, N, H, K))
     table = rotary_table(jnp.arange(T)[None] + jnp.zeros((B, 1), int), (N,), K)
     _, _, _, mask = problem()
-    params = random_params(attention, x, mask[:, :, W:], table)
+    segments = (Segment("fine", rotary=table),)
+    params = random_params(attention, (x,), segments, Visibility(mask[:, :, W:]))
     assert {"full": D, "head": K, "none": None}[form] == (
         params["q_norm"]["scale"].size if "q_norm" in params else None
     )
-    out, (own_k, own_v) = jax.jit(attention.apply)({"params": params}, x, mask, table, past)
+    (out,), (own_k, own_v) = jax.jit(attention.apply)({"params": params}, (x,), segments, Visibility(mask), past)
     q, k = (np.asarray(rotate(normed(params, name, x, form), table)) for name in "qk")
     v = linear(params["v"], x).reshape(B, T, N, H, K)
     np.testing.assert_allclose(own_k, k, atol=1e-5)  # what goes to the cache: rotated, normed
@@ -131,6 +133,21 @@ def test_self_attention_with_each_norm_of_q_and_k(form):
     joined = (np.concatenate(pair, axis=1) for pair in zip(past, (k, v), strict=True))
     expected = linear(params["o"], plain(q, *joined, mask).reshape(B, T, N, D))
     np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+def test_slots_are_pairs_in_the_order_of_the_masks_columns():
+    """The first pair's keys are turned, 8-bit numbers are read as numbers, and a third part is no pair."""
+    k, v, far_k, far_v = normal(4, B, W, N, H, K)
+    table = rotary_table(jnp.arange(W)[None], (N,), K)
+    assert slots(None, table, jnp.float32) == slots((), table, jnp.float32) == ([], [])
+    keys, values = slots((k, v, far_k, far_v), table, jnp.float32)
+    for part, expected in zip([*keys, *values], [rotate(k, table), far_k, v, far_v], strict=True):
+        np.testing.assert_array_equal(part, expected)
+    keys, values = slots((store(k, "int8"), store(v, "int8"), far_k), None, jnp.float32)
+    assert len(keys) == len(values) == 1
+    for part, exact in ((keys[0], k), (values[0], v)):
+        allowed = np.abs(exact).max(axis=-1, keepdims=True) / 254 * (1 + 1e-5)
+        assert 0 < np.abs(part - exact).max() and (np.abs(part - exact) <= allowed).all()
 
 
 @pytest.mark.parametrize("form", ["full", "none"])

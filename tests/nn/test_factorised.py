@@ -136,7 +136,7 @@ def test_the_past_in_slots_equals_the_whole(each, raw):
     whole, whole_kv = made.forward(**prefix)
     stream = made.streams["noisy"]
     slots = jnp.array([[1, -1, 0, -1]] * 2, jnp.int32)
-    frames = {"past_frame": slots} if raw else {}
+    frames = {"past_frame": slots, "raw": True} if raw else {}
 
     def own(cut, past, first):
         columns = np.array([1, -1, 0, -1] + list(range(first, first + 2)))

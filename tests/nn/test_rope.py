@@ -5,8 +5,19 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from causal_diffusion.nn.rope import additive_table, axis_widths, rotary_table, rotate, sinusoid, space_table
+from causal_diffusion.nn.rope import (
+    additive_table,
+    axis_widths,
+    rotary_table,
+    rotate,
+    sinusoid,
+    space_table,
+    time_table,
+    turn,
+)
 
 GRIDS = [(), (3,), (2, 3)]  # one, two and three axes with time
 rng = np.random.default_rng(0)
@@ -128,3 +139,80 @@ def test_in_space_the_whole_head_turns_and_the_frame_does_not_matter():
     for part, expected in zip(table, (np.cos(angle), np.sin(angle)), strict=True):
         assert part.shape == (1, 1, 6, 4)
         np.testing.assert_allclose(part[0, 0], expected, atol=1e-6)
+
+
+int32s = st.integers(-(2**31), 2**31 - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(int32s, st.sampled_from([30.0, 10000.0, 1e6]))
+def test_angles_of_any_frame_are_those_of_exact_arithmetic(frame, theta):
+    """Equations (1) to (3) with Python's integers, the cosine in float64."""
+    steps = [round(float(2**32 * f / (2 * np.pi))) for f in frequencies(16, theta)]
+    angle = np.array([frame * n % 2**32 for n in steps]) * (2 * np.pi / 2**32)
+    cos, sin = time_table(np.array([[frame]], np.int32), 16, theta)
+    np.testing.assert_allclose(cos[0, 0, 0], np.cos(angle), atol=1e-6)
+    np.testing.assert_allclose(sin[0, 0, 0], np.sin(angle), atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(int32s, st.integers(-500, 500))
+@example(2**30, 300)
+@example(10**9, -1)
+def test_differences_of_positions_keep_their_angle_however_late_it_is(frame, difference):
+    """Equation (4) against the frequencies themselves. The later position may wrap beyond int32."""
+    later = (frame + difference + 2**31) % 2**32 - 2**31
+    cos, sin = (np.asarray(part, np.float64) for part in time_table(np.array([[frame, later]], np.int32), 16))
+    angle = difference * frequencies(16, 10000.0)
+    bound = 1.2e-6 + 7.4e-10 * abs(difference) + 2.5e-7  # the last for the cosines themselves
+    between = (cos[0, 1] + 1j * sin[0, 1]) / (cos[0, 0] + 1j * sin[0, 0])
+    np.testing.assert_allclose(between[0], np.exp(1j * angle), atol=bound, rtol=0)
+
+
+def test_scores_after_decades_are_those_of_the_first_frame():
+    q, k = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 64)).astype(np.float32))
+
+    def score(frame, distance):
+        at = np.array([[frame + distance, frame]], np.int32)
+        a, b = np.asarray(turn(jnp.stack([q, k])[None, :, None, None], at), np.float64)[0, :, 0, 0]
+        np.testing.assert_allclose([a @ a, b @ b], 1.0, atol=1e-6)
+        return a @ b
+
+    for distance in (0, 1, 21, 300):
+        early, late = score(0, distance), score(10**9, distance)
+        assert abs(early - late) < 1e-6
+        pairs = (q[0::2] + 1j * q[1::2]) * (k[0::2] - 1j * k[1::2])
+        exact = np.sum(pairs * np.exp(1j * distance * frequencies(64, 10000.0))).real
+        assert abs(early - exact) < 1e-6
+    assert abs(score(0, 0) - score(0, 1)) > 1e-3
+
+
+def test_whole_positions_turn_as_their_product_with_the_frequency_does():
+    """While they are few: products in float32, which positions of a floating type still take."""
+    frame = np.arange(16, dtype=np.int32)[None]
+    tables = (rotary_table(at, (2, 3), 12) for at in (frame, frame.astype(np.float32)))
+    for whole, product in zip(*tables, strict=True):
+        np.testing.assert_allclose(whole, product, atol=2e-6)
+    half, whole = (time_table(np.array([[at]]), 8)[1] for at in (0.5, 1))
+    np.testing.assert_allclose(half[0, 0, 0], np.sin(0.5 * frequencies(8, 10000.0)), atol=1e-6)
+    assert np.abs(half - whole).max() > 0.1
+
+
+@pytest.mark.parametrize(("grid", "split"), [((), ()), ((2, 3), (1, 1, 2))], ids=str)
+def test_turning_is_what_a_rotation_lacks_that_was_made_at_time_0(grid, split):
+    frame = np.array([[0, 7, -3], [10**9, 2**30, 12]], np.int32)
+    tokens, axes = int(np.prod(grid)), 1 + len(grid)
+    x = jnp.asarray(rng.normal(size=(2, 3, tokens, 2, 24)), jnp.float32)
+    there = rotate(x, rotary_table(frame, grid, 24, 50.0, split))
+    raw = rotate(x, rotary_table(np.zeros((1, 1), np.int32), grid, 24, 50.0, split))
+    turned = turn(raw, frame, 50.0, axes, split)
+    np.testing.assert_allclose(turned, there, atol=1e-6 * np.abs(x).max())
+    share = axis_widths(24, axes, split)[0]
+    np.testing.assert_array_equal(turned[..., share:], raw[..., share:])  # space keeps its bits
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6)
+    each = np.broadcast_to(frame[..., None], (2, 3, tokens)) + 5 * np.arange(tokens, dtype=np.int32)
+    by_token = turn(raw, each, 50.0, axes, split)
+    for n in {0, tokens - 1}:
+        alone = turn(raw[:, :, n : n + 1], each[:, :, n], 50.0, axes, split)
+        np.testing.assert_array_equal(by_token[:, :, n : n + 1], alone)
+    assert rotate(x, None) is x

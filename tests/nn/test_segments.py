@@ -141,17 +141,3 @@ def test_additive_times_repeat_with_their_period(assembled, attention):
 
     np.testing.assert_array_equal(run(10), run(0))
     assert np.abs(run(1) - run(0)).max() > 1e-3
-
-
-def test_raw_keys_turned_with_the_index_of_their_frame_equal_rotated_ones(assembled):
-    made = assembled({"noisy": np.arange(4)}, CAUSAL, **SIMPLE | dict(classes=0, rope_split=(2, 1, 1)))
-    whole, kv = made.forward()
-    later = {"noisy": jax.tree.map(lambda a: a[:, 2:], made.streams["noisy"])}
-    nothing = tuple(tuple(jnp.zeros_like(part[:, :2]) for part in layer) for layer in kv)
-    slots = jnp.broadcast_to(jnp.arange(2), (2, 2))
-    first = {"noisy": jax.tree.map(lambda a: a[:, :2], made.streams["noisy"])}
-    hidden = np.concatenate([np.zeros((2, 2), bool), CAUSAL[:2, :2]], axis=1)
-    _, raw = made.forward(streams=first, mask=hidden, past=nothing, past_frame=slots)
-    assert np.abs(raw[0][0][:, 1] - kv[0][0][:, 1]).max() > 1e-3
-    out, _ = made.forward(streams=later, mask=CAUSAL[2:], past=raw, past_frame=slots)
-    np.testing.assert_allclose(out["noisy"], whole["noisy"][:, 2:], atol=1e-5 * np.abs(whole["noisy"]).max())
