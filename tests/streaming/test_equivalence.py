@@ -1,5 +1,7 @@
 """Rule 1: the training forward on a block is what streaming computes for it from the cache."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.passes import Own
+from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.state import Action, sample_keys
 
@@ -165,3 +168,25 @@ def test_a_cache_in_half_precision_is_named_an_approximation(config):
         jax.eval_shape(lambda: sample_keys(0, 2)),
     )
     assert {a.dtype for a in jax.tree.leaves(shapes.caches)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_stream_is_as_exact_after_years(config, systems, random_params, inputs):
+    """Whatever stands at frame f stands at f + 10^9, and what is predicted is the same."""
+    changed = config(**systems["ranges"] | {"cache.keys": "raw"})
+    pipe = Pipeline(changed, random_params(build(changed)))
+    stream = pipe.stream(seed=1, **inputs(pipe, 2, context=2, frames=4))
+    stream.take(4)
+    state = stream.mark().state
+    x, t = state.x, jnp.full(state.x.shape[:2], 0.4)
+
+    @jax.jit
+    def predicted(params, state):
+        return pipe.rollout.next_pass(params, state, pipe.rollout._in_flight(state, x, t, None))
+
+    slots = dataclasses.replace(state.slots, frame=state.slots.frame + 10**9)
+    late = dataclasses.replace(state, slots=slots, frame=state.frame + 10**9)
+    assert (np.asarray(state.slots.frame) >= 0).all()
+    now, then = predicted(pipe.params, state), predicted(pipe.params, late)
+    np.testing.assert_allclose(then, now, atol=1e-5 * np.abs(now).max())
+    near = dataclasses.replace(state, frame=state.frame + 1)
+    assert np.abs(predicted(pipe.params, near) - now).max() > 1e-3 * np.abs(now).max()  # places do matter

@@ -43,8 +43,9 @@ def apart(one, two):
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", pytest.param("refine", marks=full), pytest.param("prefix", marks=full)]
-)
+    "name", ["chunk", "registers", "real_time", *(pytest.param(n, marks=full) for n in (
+        "refine", "prefix", "fused_rolling", "deep", "two_level", "knot", "ahead"))]
+)  # fmt: skip
 def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name, tmp_path):
     pipe, given = start(name)
     emit, capacity = pipe.rollout.emit, pipe.config.stream.capacity
@@ -63,7 +64,7 @@ def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), clip[:, : 2 * emit + pipe.rollout.waiting])
     mark = mixed.mark()
     mixed.reset(1, given["context"][1], given["cond"].get("context_action", [None] * BATCH)[1])
-    mixed.update({}, when="in_flight", recache=True)
+    mixed.update({}, when="in_flight", recache=pipe.recipe.cache.kind != "two_level")
     next(mixed)
     mixed.rewind(mark)
     mixed.save(tmp_path / "stream")
@@ -72,8 +73,9 @@ def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", "ranges", pytest.param("refine", marks=full),
-             pytest.param("prefix", marks=full), pytest.param("window", marks=full)]
+    "name", ["chunk", "registers", "real_time", "ranges", "fused_rolling", "deep",
+             *(pytest.param(n, marks=full) for n in (
+        "refine", "prefix", "window", "fused", "two_level", "knot", "ahead", "bidirectional", "slot"))]
 )  # fmt: skip
 def test_a_sample_that_is_reset_starts_as_it_would_alone(start, name):
     """The other one keeps its bits, and this one repeats its own beginning, wherever the ring stands."""

@@ -4,6 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from causal_diffusion.errors import UserError
+from causal_diffusion.recipe import build
+from causal_diffusion.streaming.pipeline import Pipeline
+
 BATCH = 2
 BOTH = pytest.mark.parametrize("name", ["teacher", "pyramid"])
 
@@ -66,9 +70,10 @@ def test_what_an_update_leaves_out_stays(start, name):
     assert apart(stream.take(3), plain).all()
 
 
-def test_recaching_is_a_fresh_stream_while_all_is_remembered(start):
+@pytest.mark.parametrize("name", ["teacher", *(pytest.param(n, marks=pytest.mark.full) for n in ("fused", "deep"))])
+def test_recaching_is_a_fresh_stream_while_all_is_remembered(start, name):
     """The whole history, sinks and window, under the new condition: as if it had been given with it."""
-    pipe, given = start("teacher")
+    pipe, given = start(name)
     other = given | {"cond": given["cond"] | {"label": [1, 2]}}
     fresh = pipe.stream(seed=1, **other).take(3)
     stream = pipe.stream(seed=1, **given)
@@ -78,6 +83,44 @@ def test_recaching_is_a_fresh_stream_while_all_is_remembered(start):
     stream.rewind(mark)
     stream.update({"label": [1, 2]})
     assert apart(stream.take(3), fresh).all()  # without it, the past is remembered under the old condition
+
+
+def test_recaching_may_spare_the_sinks(config, systems, random_params, inputs):
+    """LongLive's way: their keys and values stay as they are, all others are encoded anew."""
+    changed = systems["deep"] | {"cache.budget": 0, "cache.recent": 0, "cache.recache_sinks": False}
+    config = config(**changed)
+    pipe = Pipeline(config, random_params(build(config)))
+    given = inputs(pipe, BATCH, context=2, frames=8)
+    stream = pipe.stream(seed=1, **given)
+    stream.take(5)
+    before, ahead = stream.mark().state, stream.fork().take(2)
+    stream.update({}, recache=True)
+    again = stream.mark().state
+    sinks = pipe.recipe.layout.sinks
+    held = np.asarray(again.slots.frame)
+    np.testing.assert_array_equal(held, before.slots.frame)
+    assert int(again.slots.cursor) == int(before.slots.cursor)
+    for one, two in zip(jax.tree.leaves(before.caches), jax.tree.leaves(again.caches), strict=True):
+        np.testing.assert_array_equal(one[:, :sinks], two[:, :sinks])
+    late = [np.abs(a[:, sinks:] - b[:, sinks:]).max() for a, b in zip(
+        jax.tree.leaves(before.caches[1]), jax.tree.leaves(again.caches[1]), strict=True)]  # fmt: skip
+    assert max(late) > 1e-4  # what the window has forgotten is not encoded into it any more
+    assert np.abs(stream.take(2) - ahead).max() > 1e-5
+
+
+def test_recaching_needs_the_frames(config, systems, random_params, inputs, pipeline):
+    """A stream may spare them, and then goes on with the same bits."""
+    changed = config(**systems["causal"] | {"cache.latents": False})
+    pipe = Pipeline(changed, random_params(build(changed)))
+    given = inputs(pipe, BATCH, context=2, frames=8)
+    stream = pipe.stream(seed=1, **given)
+    assert not stream.mark().state.memory
+    np.testing.assert_array_equal(stream.fork().take(4), pipeline("causal").stream(seed=1, **given).take(4))
+    with pytest.raises(UserError, match="cache.latents is False: .*; cache.latents = True would do"):
+        stream.update({}, recache=True)
+    far = pipeline("two_level").stream(seed=1, cond={"label": 1})
+    with pytest.raises(UserError, match="recache is True and cache.kind is 'two_level': .*; cache.kind = 'kv' would"):
+        far.update({}, recache=True)
 
 
 @BOTH
