@@ -138,7 +138,7 @@ def test_the_version_is_the_same_everywhere(setup_arguments):
 
 
 def third_party_imports(*paths):
-    """Top-level names that files or folders import from neither the standard library nor the project."""
+    """Top-level names that files or folders import from neither the standard library nor the project and its tests."""
     names = set()
     for path in paths:
         for file in path.rglob("*.py") if path.is_dir() else [path]:
@@ -147,7 +147,7 @@ def third_party_imports(*paths):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"causal_diffusion"}
+    return names - set(sys.stdlib_module_names) - {"causal_diffusion", "tests"}
 
 
 def test_every_import_is_declared(setup_arguments):

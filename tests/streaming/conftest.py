@@ -1,8 +1,7 @@
 """Tiny systems of every kind with random parameters, and the inputs that they take."""
 
 import functools
-import importlib.util
-from pathlib import Path
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,10 @@ CONDITIONS = {
     "guidance.kind": "cfg", "guidance.scale": 1.5,
 }  # fmt: skip
 CLASSES = {"data.classes": 3, "model.classes": 3, "guidance.kind": "cfg", "guidance.scale": 1.5}
+MOVING = CLASSES | {
+    "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
+    "process.predict": "x0", "solver.kind": "x0_noise", "schedule.steps": 2,
+}  # fmt: skip
 SYSTEMS = {
     # One block in flight, everything at once: sinks, guidance, every condition, a noised past.
     "teacher": CONDITIONS | {
@@ -163,6 +166,65 @@ SYSTEMS = {
         "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
         "process.predict": "x0", "schedule.steps": 2, "schedule.first_steps": 4, "solver.kind": "ddpm",
     },
+    # Policies: what follows is approximate, and `replay.py` says what it should be.
+    # LongLive, endless: all that is kept closes up.
+    "slot": MOVING | {"cache.positions": "slot"},
+    # The same with sinks that follow the window.
+    "adjacent": MOVING | {"cache.positions": "adjacent"},
+    # Knot Forcing's reference frame, which is always ahead of the stream.
+    "ahead": CLASSES | {
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "layout.reference": 1,
+        "process.predict": "x0", "schedule.steps": 2, "cache.positions": "ahead", "cache.ahead": 4,
+        "cache.ahead_step": 3,
+    },
+    # Deep Forcing: of a full window the tokens of two frames are kept, and the last frame.
+    "deep": CLASSES | {
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 4, "layout.sinks": 2,
+        "process.predict": "x0", "solver.kind": "x0_noise", "schedule.steps": 2,
+        "cache.positions": "adjacent", "cache.budget": 5, "cache.recent": 1,
+    },
+    # A finished block is committed by the first pass of the next one.
+    "fused": CONDITIONS | {
+        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
+        "process.predict": "x0", "schedule.steps": 2, "levels.context": 0.3,
+        "cache.commit": "fused", "cache.commit_level": 0.1,
+    },
+    # MAGI-1: fused with two blocks in flight, the past without text and the same for all branches.
+    "fused_rolling": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "layout.ranges": (4, 3, 1),
+        "layout.range_levels": (0.6, 0.1), "process.predict": "velocity", "guidance.kind": "three_way",
+        "guidance.scale": 3.0, "guidance.history_scale": 1.5, "guidance.interval": (0.4, 1.0), "schedule.steps": 4,
+        "schedule.offset": "rolling", "schedule.in_flight": 2,
+        "cache.commit": "fused", "cache.commit_drop": ("label", "text"),
+    },
+    # FAR's long history: two fine frames, computed once per block, and three in coarse tokens.
+    "two_level": CLASSES | {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 2, "layout.coarse": 3, "model.coarse": 2,
+        "process.predict": "x0", "schedule.steps": 2, "cache.kind": "two_level", "cache.commit_level": 0.1,
+    },
+    # Rolling Forcing: three blocks in flight see each other; one that is committed does not see the sinks.
+    "bidirectional": {
+        "layout.kind": "bidirectional_window", "layout.block": 2, "layout.window": 2, "layout.sinks": 2,
+        "levels.kind": "staircase", "levels.in_flight": 3, "process.predict": "x0", "solver.kind": "x0_noise",
+        "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
+        "cache.positions": "adjacent", "cache.sink_overlap": 1, "cache.commit_sinks": False,
+    },
+    # Knot Forcing: every block is denoised with the first frame of the next one.
+    "knot": {
+        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.knot": 1,
+        "process.predict": "x0", "solver.kind": "ddim", "solver.eta": 0.5, "schedule.steps": 3,
+    },
+    # The past is told of no text in any branch, and in one of them of neither class nor actions.
+    "commit_drop": CONDITIONS | {
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
+        "guidance.drop": ("label", "text", "action"), "process.predict": "x0", "schedule.steps": 2,
+        "cache.commit_drop": ("text",),
+    },
+    # Keys and values in 8 bits.
+    "int8": {
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
+        "model.patch": (1, 4, 4), "process.predict": "x0", "schedule.steps": 2, "cache.dtype": "int8",
+    },
 }  # fmt: skip
 
 
@@ -200,6 +262,8 @@ def make_inputs(pipe, batch: int, context: int, frames: int) -> dict:
         past = rng.normal(size=(batch, context, model.action)).astype(np.float32)
         cond |= {"context_action": past} if context else {}
         cond["action"] = rng.normal(size=(batch, frames, model.action)).astype(np.float32)
+    if pipe.recipe.layout.reference:
+        cond["reference"] = rng.uniform(-1, 1, (batch, *pipe.recipe.frame_shape)).astype(np.float32)
     given = rng.uniform(-1, 1, (batch, context, *pipe.recipe.frame_shape)).astype(np.float32)
     return dict(batch=batch, cond=cond, context=given)
 
@@ -226,10 +290,13 @@ def random_params():
 @pytest.fixture(scope="session")
 def oracle():
     """The class Oracle of oracle.py."""
-    spec = importlib.util.spec_from_file_location("streaming_oracle", Path(__file__).with_name("oracle.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Oracle
+    return importlib.import_module("tests.streaming.oracle").Oracle
+
+
+@pytest.fixture(scope="session")
+def replay():
+    """The class Replay of replay.py."""
+    return importlib.import_module("tests.streaming.replay").Replay
 
 
 @pytest.fixture(scope="session")
