@@ -93,8 +93,10 @@ def compact(past: tuple, queries: Array, plan: Compaction, turn: Callable[[Array
     def at(a, slots):
         return jax.tree.map(lambda leaf: leaf[:, slots], a)
 
-    recent = turn(load(at(q, plan.recent), jnp.float32), position[:, plan.recent])
-    total = queries.astype(jnp.float32) + jnp.sum(recent, axis=(1, 2))
+    total = queries.astype(jnp.float32)
+    if plan.recent.shape[0]:
+        recent = turn(load(at(q, plan.recent), jnp.float32), position[:, plan.recent])
+        total = total + jnp.sum(recent, axis=(1, 2))
     keys = turn(load(at(k, plan.candidates), jnp.float32), position[:, plan.candidates])
     B, M, N = keys.shape[:3]
     score = jnp.einsum("BHK,BMNHK->BMN", total, keys)

@@ -60,8 +60,6 @@ class Commits(Passes):
             past = self.kept(dataclasses.replace(state, slots=slots))
             out, kv = self.predict(params, past, [own], compaction=plan)
             caches = tuple(compacted for _, compacted in kv)
-            if self.one_past and len(self.branches) > 1:
-                caches = jax.tree.map(lambda a: a.reshape(-1, len(self.branches), *a.shape[1:])[:, 0], caches)
             return out, dataclasses.replace(state, slots=slots, caches=caches), None
         return self.next_pass(params, state, own), state, None
 

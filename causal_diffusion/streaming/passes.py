@@ -102,16 +102,17 @@ class Passes:
         hidden = {name for branch in self.branches for name in branch.drop} - set(cache.commit_drop)
         told = model.modulate_clean or model.text or model.label_tokens
         alike = all(branch.level == 0.0 and branch.past <= 0 for branch in self.branches)
-        return alike and not (hidden and told)
+        return alike and not (hidden and told) and not cache.budget  # branches look at different tokens
 
     def encode_condition(self, params, condition: Condition) -> EncodedCondition:
         """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition.
 
-        With ``cache.commit_drop`` one more branch is what committed blocks are told; G counts it here, and in a State.
+        With ``cache.commit_drop`` what committed blocks are told stands behind, once for every cache; G counts it here,
+        and in a State.
         """
         hidden = [branch.drop for branch in self.branches]
         if self.recipe.cache.commit_drop:
-            hidden.append(self.recipe.cache.commit_drop)
+            hidden += [(*branch.drop, *self.recipe.cache.commit_drop) for branch in self._committing()]
 
         def across(field, value, hide):
             each = [hide(value) if field in drop else value for drop in hidden]
@@ -285,12 +286,13 @@ class Passes:
 
     def _of_part(self, part, condition, branches):
         """Of what ``encode_condition`` encoded, that of the branches that run; what is committed is told its own."""
-        G, apart = len(self.branches), bool(self.recipe.cache.commit_drop)
+        G = len(self.branches)
+        apart = len(self._committing()) if self.recipe.cache.commit_drop else 0
 
         def pick(a):
             a = a.reshape(-1, G + apart, *a.shape[1:])
             if apart and part.role != NOISY:
-                a = jnp.repeat(a[:, G:], len(branches), axis=1)
+                a = jnp.repeat(a[:, G:], len(branches) // apart, axis=1)
             else:
                 a = a[:, : len(branches)]
             return a.reshape(-1, *a.shape[2:])

@@ -69,7 +69,7 @@ class Rollout(Denoise):
             context = jnp.zeros((B, 0, *recipe.frame_shape))
         frames = jnp.zeros((B, W, *recipe.frame_shape))
         memory = {"latents": frames} if cache.latents else {}
-        if cache.kind == "none" and self._noised:
+        if cache.kind in ("none", "two_level") and self._noised:
             memory["noise"] = jnp.zeros_like(frames)
         if c.action:
             memory |= {"action": jnp.zeros((B, W, c.action)), "action_given": jnp.zeros((B, W), bool)}
