@@ -43,8 +43,8 @@ def apart(one, two):
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", *(pytest.param(n, marks=full) for n in (
-        "refine", "prefix", "fused_rolling", "deep", "two_level", "knot", "ahead"))]
+    "name", ["chunk", "real_time", *(pytest.param(n, marks=full) for n in (
+        "registers", "refine", "prefix", "fused_rolling", "deep", "two_level", "knot", "ahead"))]
 )  # fmt: skip
 def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name, tmp_path):
     pipe, given = start(name)
@@ -73,9 +73,9 @@ def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", "ranges", "fused_rolling", "deep",
-             *(pytest.param(n, marks=full) for n in (
-        "refine", "prefix", "window", "fused", "two_level", "knot", "ahead", "bidirectional", "slot"))]
+    "name", ["chunk", "registers", "real_time", "deep", *(pytest.param(n, marks=full) for n in (
+        "ranges", "fused_rolling", "refine", "prefix", "window", "fused", "two_level", "knot", "ahead",
+        "bidirectional", "slot"))]
 )  # fmt: skip
 def test_a_sample_that_is_reset_starts_as_it_would_alone(start, name):
     """The other one keeps its bits, and this one repeats its own beginning, wherever the ring stands."""

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-SLOW = ("three_way", "temporal", "uneven", "window", "trapezoid", "interleaved", "axial")
+SLOW = (
+    "three_way", "temporal", "uneven", "window", "trapezoid", "interleaved", "axial", "unmodulated", "rolling",
+    "causal", "registers",
+)  # fmt: skip
 WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothing; others from two blocks
 NAMES = (
     "teacher", "pyramid", "rolling", "causal", "uneven", "window", "chunk", "trapezoid", "interleaved", "prefix",

@@ -15,6 +15,7 @@ PLAIN = {
 ROLLING = PLAIN | {"schedule.offset": "rolling", "schedule.in_flight": 2, "cache.commit": "fused"}
 OBSERVED = {"guidance.observe": "square", "guidance.observe_scale": 4.0}
 FRAMES = 8
+SCHEDULES = pytest.mark.parametrize("name", ["plain", pytest.param("rolling", marks=pytest.mark.full)])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def some_known(shape, frames):
     return values
 
 
-@pytest.mark.parametrize("name", ["plain", "rolling"])
+@SCHEDULES
 def test_known_values_pull_the_frames_they_belong_to(pipelines, name):
     """Nothing known changes nothing; what is known of a frame is met better, and nothing changes before it enters."""
     observing, without = pipelines[name]
@@ -52,7 +53,7 @@ def test_known_values_pull_the_frames_they_belong_to(pipelines, name):
     assert np.abs(pulled[:, 4:] - free[:, 4:]).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["plain", "rolling"])
+@SCHEDULES
 def test_known_values_come_in_as_the_stream_goes(pipelines, name, tmp_path):
     """All at once, in a queue of one's own, or after a pause that was saved: the same bits."""
     observing, _ = pipelines[name]
