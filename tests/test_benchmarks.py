@@ -79,7 +79,7 @@ def test_streaming_runs_from_the_command_line(tmp_path):
 
 
 def test_every_policy_is_a_config(policies):
-    config = freeze(load_config("quickstart"))
+    config = freeze(load_config("quickstart", policies.MODEL))
     kinds = {name: build(override(config, changes)).kind for name, changes in policies.POLICIES.items()}
     assert policies.PLAIN in kinds and set(policies.DRAWN) <= set(kinds)
 
@@ -91,9 +91,27 @@ def test_gains_are_paired(policies):
     better = plain.copy()
     better[2, 3:] = True
     results = {
-        name: {"kind": "exact", "recognised": seen, "psnr": np.zeros((4, 6))}
+        name: {
+            "kind": "exact", "recognised": seen, "psnr": np.zeros((4, 6)), "motion": np.full((4, 6), 1.5),
+            "true_motion": np.full((4, 6), 2.0),
+        }
         for name, seen in ((policies.PLAIN, plain), ("better", better))
-    }
+    }  # fmt: skip
     summed = policies.summary(results, length=3)
     assert summed["better"]["held"][0] == 0.75 and summed["better"]["recognised"] == [0.5] * 3 + [0.75] * 3
+    assert summed["better"]["motion"] == 0.75
     np.testing.assert_allclose(summed["better"]["gain"], [0.25, np.std([0, 0, 0, 1], ddof=1) / 2])
+
+
+def test_motion_is_the_way_of_the_centre(policies):
+    """A square that goes one pixel down and three quarters of one to the right every frame, and one that stands."""
+    video = np.full((2, 9, 20, 20, 1), -1.0)
+    for t in range(9):
+        whole, part = divmod(3 * t, 4)
+        video[0, t, t : t + 4, whole : whole + 4] += 2 * (1 - part / 4) * 0.5
+        video[0, t, t : t + 4, whole + 1 : whole + 5] += 2 * part / 4 * 0.5
+        video[1, t, 5:9, 5:9] = 1.0
+    way = policies.motion(video)
+    assert way.shape == (2, 9 - policies.LAG)
+    np.testing.assert_allclose(way[0], 1.25 * policies.LAG, rtol=1e-2)
+    np.testing.assert_allclose(way[1], 0.0, atol=1e-9)
