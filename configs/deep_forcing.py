@@ -15,7 +15,7 @@ The six values:
   schedule   block by block, 4 steps at t = 1, 0.938, 0.833, 0.625 (1000, 750, 500, 250 shifted by 5), each to an
              estimate of x0 that is noised anew.
   guidance   none; the student has learned it.
-  cache      keys and values. A full one of 21 frames, the own block included, is compressed before a block: 12 first
+  cache      keys and values. A full one (21 frames at first, later 24, the own block included) is compressed: 12 first
              frames, the best tokens of 3 frames, the last 3 (budget 18) and the block. All of it closes up to the
              block.
 Differs from the paper: whole blocks are kept, 12 first frames, 3 of best tokens and 6 recent ones with the block being

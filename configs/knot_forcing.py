@@ -4,6 +4,7 @@ Paper:     Xiao et al. 2025, arXiv 2512.21734 (portraits, on Wan 2.1 1.3B; no co
 Command:   cd.train(cd.load_config("knot_forcing"), workdir="runs/knot_forcing", source=latents)
 Hardware:  not told; mesh.fsdp >= 8. Not with dense attention, the only one so far: 71,760 tokens (clean,
            noisy, knots and reference) ask for 230 GiB of scores per layer and clip. 'tiny': two CPU cores, minutes.
+           Sample from Python: pipe.stream(cond={"reference": frame}); the command line gives no reference.
 Expected:  Paper: real time on a GPU for consumers; no figure of it has been verified. The network has Wan 2.1's
            1,418,996,800 parameters.
 

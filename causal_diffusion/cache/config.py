@@ -74,9 +74,10 @@ class CacheConfig:
                 f"cache.latents is False and cache.kind is {self.kind!r}: the past is computed from them; "
                 "cache.latents = True would do"
             )
-        if self.kind in ("kv", "state"):
+        if self.kind == "kv":
             return
-        for name in ("commit", "commit_drop", "commit_sinks", "positions", "budget", "keys"):
+        told = () if self.kind == "state" else ("commit_drop",)
+        for name in ("commit", *told, "commit_sinks", "positions", "budget", "keys"):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
                 raise ValueError(

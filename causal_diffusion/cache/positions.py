@@ -16,7 +16,8 @@ reads sinks 0 .. e-1 and a ring that holds lo .. s-1; ``shift`` = lo - e frames 
       overlap 1     5  6      6  7  8    9        the last sink stands on the first frame of the window, as Deep
                                                   Forcing's formula literally says: shift + 1
     ahead                                         as absolute. The reference frame runs ahead: it stands at the smallest
-                                                  n0 + j step >= s + b + knot (Knot Forcing, arXiv 2512.21734)
+                                                  n0 + j step >= s + reach, reach being all frames that are denoised
+                                                  together, knot included (Knot Forcing, arXiv 2512.21734)
 
 As differences ``slot`` and ``adjacent`` are the same. While nothing is forgotten shift = 0, and they are ``absolute``.
 Tokens that compression kept, C frames of them, stand between sinks and ring: at lo - C .. lo - 1, behind the sinks
@@ -35,14 +36,14 @@ from causal_diffusion.cache.slots import Slots
 Array = Any
 
 
-def positions(config: CacheConfig, slots: Slots, start: Array, frame: Array, *, clip: int = 0, knot: int = 0):
+def positions(config: CacheConfig, slots: Slots, start: Array, frame: Array, *, clip: int = 0, reach: int = 0):
     """Positions of the slots and of own frames.
 
     Args:
         start: int32 [B], first frame of the oldest block that is not committed.
         frame: int32 [B, T], own frames.
         clip: frames of a training clip: a reference frame stands at its end.
-        knot: frames that are denoised beyond a block.
+        reach: frames from ``start`` on that a reference frame must be ahead of.
 
     Returns:
         (past int32 [B, W], own int32 [B, T]). Those of slots that hold nothing mean nothing.
@@ -60,7 +61,7 @@ def positions(config: CacheConfig, slots: Slots, start: Array, frame: Array, *, 
     elif kept:
         place = jnp.broadcast_to(jnp.int32(max(clip - 1, 0)), start.shape)
         if config.positions == "ahead":
-            short = jnp.maximum(start + slots.block + knot - config.ahead, 0)
+            short = jnp.maximum(start + reach - config.ahead, 0)
             place = config.ahead + config.ahead_step * -(-short // config.ahead_step)
         past = past.at[:, :kept].set(place[:, None])
     shift = low - end

@@ -13,14 +13,14 @@ def kept_frames(config) -> int:
 
 def check_kept(config, slots, view):
     """Of ``slots`` frames in the ring; ``view`` is the schedule as a stream sees it."""
-    _check_sizes(config, slots)
+    _check_sizes(config, slots, view)
     _check_moves(config)
     _check_beyond(config, view)
     _check_far(config, view)
     _check_told(config)
 
 
-def _check_sizes(config, slots):
+def _check_sizes(config, slots, view):
     layout, cache, b = config.layout, config.cache, config.layout.block
     if slots < layout.sinks and not cache.budget:  # compression keeps what lies between them in another way
         refuse(
@@ -38,6 +38,11 @@ def _check_sizes(config, slots):
         refuse(
             f"cache.budget is {cache.budget} and layout.reference is {layout.reference}: a reference frame does not "
             "compete; layout.reference = 0 would do"
+        )
+    if view.emit > 1:
+        refuse(
+            f"cache.budget is {cache.budget} and schedule.offset is {config.schedule.offset!r}: a chunk would overflow "
+            f"the window between two compressions; {one_by_one(config.schedule)} would do"
         )
     if cache.recent % b:
         refuse(
@@ -70,6 +75,11 @@ def _check_moves(config):
     if cache.positions == "adjacent" and not layout.sinks:
         refuse(
             "cache.positions is 'adjacent' and layout.sinks is 0: there is nothing to move; "
+            "cache.positions = 'absolute' would do"
+        )
+    if cache.positions == "slot" and layout.reference:
+        refuse(
+            f"cache.positions is 'slot' and layout.reference is {layout.reference}: all but the reference would move; "
             "cache.positions = 'absolute' would do"
         )
     if cache.positions != "ahead":
@@ -115,6 +125,11 @@ def _check_beyond(config, view):
         refuse(
             f"layout.knot is {layout.knot} and cache.commit is 'fused': two blocks of one pass are alike; "
             "cache.commit = 'separate' would do"
+        )
+    if config.guidance.observe != "none":
+        refuse(
+            f"layout.knot is {layout.knot} and guidance.observe is {config.guidance.observe!r}: a knot is half of what "
+            "was made before its values were known; layout.knot = 0 would do"
         )
     if config.process.weight.startswith("fused_snr"):
         refuse(
@@ -169,6 +184,12 @@ def _check_told(config):
         refuse(
             f"cache.commit_drop is {cache.commit_drop} and the model takes none of these: there is nothing to leave "
             "out; cache.commit_drop = () would do"
+        )
+    if "action" in cache.commit_drop and model.action and "action" not in config.guidance.drop:
+        drop = (*config.guidance.drop, "action")
+        refuse(
+            f"cache.commit_drop is {cache.commit_drop} and guidance.drop is {config.guidance.drop}: training never "
+            f"hides the actions; guidance.drop = {drop} would do"
         )
     if cache.commit_drop and not config.train.drop:
         refuse(

@@ -72,7 +72,7 @@ def check_shown(config):
 def check_places(config, slots, view):
     """Do the frames in sight stand at places of their own, as in training?"""
     layout, model, frames = config.layout, config.model, config.data.frames
-    flying = view.in_flight * layout.block
+    flying = view.in_flight * layout.block + layout.knot
     if model.prefix > slots:
         refuse(
             f"model.prefix is {model.prefix} and layout.window is {layout.window}: a stream remembers {slots} frames, "
@@ -85,10 +85,16 @@ def check_places(config, slots, view):
         )
     if not model.period:
         return
+    slots = slots + layout.coarse  # all that stands before the blocks in flight
     if layout.sinks:
         refuse(
             f"model.period is {model.period} and layout.sinks is {layout.sinks}: others would come to stand at their "
             "places; layout.sinks = 0 would do"
+        )
+    if layout.reference:
+        refuse(
+            f"model.period is {model.period} and layout.reference is {layout.reference}: others would come to stand at "
+            "its place; layout.reference = 0 would do"
         )
     if model.period < frames:
         refuse(

@@ -66,13 +66,14 @@ class View(NamedTuple):
         """Blocks left whose noise has begun to leave after an emission: how late an entering condition shows."""
         return int(np.sum(self.step[-1] < self.step.max())) - self.emit
 
-    def frames_ahead(self, block: int) -> LookAhead:
-        """The look-ahead of a stream whose blocks have ``block`` frames.
+    def frames_ahead(self, block: int, knot: int = 0) -> LookAhead:
+        """The look-ahead of a stream of blocks of ``block`` frames, which share ``knot`` frames with the next one.
 
-        Blocks take their condition and actions when they enter. Then F - emit others are before them.
+        Blocks take their condition and actions when they enter. Then F - emit others are before them. A knot is
+        denoised under the condition of the block before its own, and under that block's last action.
         """
         under_way = (self.in_flight - self.emit) * block
-        return LookAhead(action=under_way, prompt=under_way, begun=self.look_ahead * block)
+        return LookAhead(action=under_way, prompt=under_way + knot, begun=self.look_ahead * block + knot)
 
     def matrix(self, blocks: int) -> np.ndarray:
         """Every row that a stream runs until ``blocks`` blocks are clean, int [rows, blocks].

@@ -36,6 +36,8 @@ class Commits(Passes):
     def first_pass(self, params, state: State, own: Own):
         """The network on blocks in flight for the first time since the last commit.
 
+        Where predictions are steered by a gradient this pass is made once more than the others, for the state alone.
+
         Returns:
             (out [B, G, T, ...], the state with what this pass committed or compacted, the fine window's keys and
             values for ``next_pass`` or None).

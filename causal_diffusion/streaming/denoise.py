@@ -65,7 +65,7 @@ class Denoise(Commits):
     @property
     def look_ahead(self) -> LookAhead:
         """How far ahead actions are due, and after how many frames a new prompt shows."""
-        return self.view.frames_ahead(self.block)
+        return self.view.frames_ahead(self.block, self.recipe.layout.knot)
 
     @property
     def steers(self) -> bool:

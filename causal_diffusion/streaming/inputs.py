@@ -10,7 +10,7 @@ from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.recipe import Recipe, null_condition
 from causal_diffusion.streaming.state import Action, Observed
 
-KEYS = ("label", "text", "text_mask", "action", "context_action")  # beside "reference" and "observed"
+KEYS = ("label", "text", "text_mask", "action", "context_action", "reference", "observed")
 
 
 def parse_condition(
@@ -33,7 +33,7 @@ def parse_condition(
         if key not in takes:
             raise UserError(f"unknown condition {key!r}; conditions are {', '.join(KEYS)}")
         if cond[key] is not None and not takes[key]:
-            known = [k for k in KEYS if takes[k]]
+            known = [k for k in KEYS if takes.get(k)]
             raise UserError(f"this model takes no {key!r}; it takes {', '.join(known) if known else 'no condition'}")
     steering, base = base is not None, base or null_condition(model, batch)
     label, text, mask = base.label, base.text, base.text_mask
@@ -55,9 +55,11 @@ def parse_condition(
                 f"[{batch}, M, {model.text}]"
             )
         if steering and given.shape[-2] != text.shape[2]:
+            tokens, began = given.shape[-2], text.shape[2]
+            wants = f"a text of {began}" if tokens < began else f"a stream that begins with {tokens}"
             raise UserError(
-                f"cond['text'] has {given.shape[-2]} tokens and this stream began with {text.shape[2]}: all texts of a "
-                "stream have one length, padded where text_mask is False"
+                f"cond['text'] has {tokens} tokens and this stream began with {began}: its shape stays; {wants}, "
+                "padded where cond['text_mask'] is False, would do"
             )
         text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-2:]))[:, None]
         given = cond.get("text_mask")

@@ -148,7 +148,7 @@ class Passes:
         if recipe.cache.raw:
             options["raw"] = True
         if recipe.cache.raw and past.slots is not None:
-            at = dict(clip=recipe.frames, knot=layout.knot)
+            at = dict(clip=recipe.frames, reach=recipe.schedule.view().in_flight * self.block + layout.knot)
             kept, place = caching.positions(recipe.cache, past.slots, parts[-1].frame[:, 0], place, **at)
             options["past_frame"] = jnp.repeat(jnp.maximum(kept, 0), G, axis=0)
         if recipe.cache.budget:
@@ -220,6 +220,7 @@ class Passes:
             fine = Ids.of(CLEAN, state.slots.frame, 0, last)
             pairs = tuple((*near, *far) for near, far in zip(window, caches, strict=True))
             return Past(pairs, _concatenate(fine, coarse))
+        # Tokens that compression kept are seen as a reference is: by all, wherever they stand.
         role = np.where(np.arange(state.slots.frame.shape[1]) < state.slots.kept, REFERENCE, CLEAN)
         return Past(caches, Ids.of(role, state.slots.frame, 0, last), state.slots)
 

@@ -87,7 +87,8 @@ class Pipeline:
 
         Args:
             loss: differentiable, (x0 float32 [B, T, *space, C], frame int32 [B, T]) -> [B] or a scalar, a sum over
-                samples: of the clean data predicted for the frames in flight, and of their indices in time.
+                samples: of the clean data predicted for the frames in flight, and of their indices in time. Frames
+                at negative indices pad a short first block, and a knot's last frames are the next block's first.
             scale: how strongly; 0 changes nothing. The likelihood of a measurement, as -log p, has 1.
         """
         return Pipeline(self.config, self.params, loss=loss, loss_scale=scale)
@@ -136,7 +137,7 @@ class Pipeline:
         keys = sample_keys(seed, batch)
         # The cursor is typed, so that `reset` finds this very program compiled.
         state = self.init_state(
-            self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen
+            self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
         )
         return Session(self, Mark(state, condition, encoded, queue, held, watched), seed)
 

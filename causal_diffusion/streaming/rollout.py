@@ -45,8 +45,12 @@ class Rollout(Denoise):
         cursor=0,
         reference=None,
         observed=None,
+        coarse_cursor=0,
     ):
         """A stream that has seen ``context`` and is ready to step.
+
+        A context longer than the window is forgotten as the stream's own frames are, but it is not compressed: that
+        takes a noisy block to look at it.
 
         Args:
             params: canonical parameters.
@@ -58,6 +62,7 @@ class Rollout(Denoise):
             cursor: ring slot where the context starts (a multiple of the block; may be traced), see ``cursor_before``.
             reference: the reference frame [B, *space, C] where the layout has one.
             observed: Observed of the blocks that enter during the ramp, [B, ``waiting``]; None: nothing is.
+            coarse_cursor: as ``cursor``, of coarse history.
 
         Returns:
             State.
@@ -79,7 +84,9 @@ class Rollout(Denoise):
         )
         coarse = None
         if cache.kind == "two_level":
-            coarse = caching.empty(B, window=layout.coarse + pad, sinks=0, block=b, cursor=cursor, pad=pad)
+            # As far as the first frame of the fine window sees.
+            far = layout.coarse + pad + recipe.slots
+            coarse = caching.empty(B, window=far, sinks=0, block=b, cursor=coarse_cursor, pad=pad)
         watched = None
         if recipe.guidance.observe != "none":
             watched = Observed(jnp.zeros((B, T, *recipe.frame_shape)), jnp.zeros((B, T, *recipe.frame_shape), bool))
@@ -121,11 +128,16 @@ class Rollout(Denoise):
         return self._ramp(params, state, action, observed)
 
     def cursor_before(self, state: State, given: int):
-        """Where a context of ``given`` frames must start so that its stream joins ``state``'s batch."""
+        """Where a context of ``given`` frames must start so that its stream joins ``state``'s batch.
+
+        Returns:
+            (cursor, cursor of coarse history) for ``init_state``.
+        """
         written = given + self.recipe.layout.pad if given else 0
         if self.fused and given:
             written -= self.block  # the last block waits
-        return (state.slots.cursor - written) % state.slots.window
+        near, far = state.slots, state.slots if state.coarse is None else state.coarse
+        return (near.cursor - written) % near.window, (far.cursor - written) % far.window
 
     def step(
         self,

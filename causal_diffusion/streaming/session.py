@@ -25,6 +25,7 @@ from causal_diffusion.streaming.inputs import (
     parse_condition,
     parse_context,
     parse_observed,
+    parse_reference,
     take_actions,
     take_observed,
 )
@@ -130,7 +131,7 @@ class Session(Iterator):
         if "context_action" in cond:
             raise UserError("context_action belongs to a context; give it to stream() or reset()")
         if "reference" in cond:
-            raise UserError("the reference frame of a stream stays; give another one to stream()")
+            raise UserError("the reference frame of a stream stays; give another one to stream() or reset()")
         if recache:
             check_recache(self.pipeline.recipe)
         cond = dict(cond)
@@ -159,10 +160,17 @@ class Session(Iterator):
         """A twin that goes on from here by itself."""
         return Session(self.pipeline, self.mark(), self.seed)
 
-    def reset(self, sample: int, context=None, context_action=None) -> None:
+    def reset(self, sample: int, context=None, context_action=None, reference=None, observed=None) -> None:
         """Starts sample ``sample`` again, as it would start alone; the others do not notice.
 
-        Its noise is that of the same seed and index, so with the same context it repeats itself.
+        Its noise is that of the same seed and index, so with the same context it repeats itself. Actions that are
+        queued are those of the next frames, whoever they belong to; values that were known of it are known no more.
+
+        Args:
+            sample: which one.
+            context, context_action: what it starts from, as for ``Pipeline.stream``, of one sample.
+            reference: another reference frame; None keeps its own.
+            observed: values known of its new frames, [T, *space, C], NaN where unknown.
         """
         if not 0 <= sample < self.batch:
             raise UserError(f"there is no sample {sample}; samples are 0 .. {self.batch - 1}")
@@ -177,13 +185,18 @@ class Session(Iterator):
                 f"layout.first is {layout.first} and layout.block is {layout.block}: a single sample cannot start with "
                 f"a short block beside others; a context of {layout.first} frames would do"
             )
-        cursor = pipeline.rollout.cursor_before(state, given)
-        reference = None if state.reference is None else state.reference[:, 0]
+        cursor, coarse_cursor = pipeline.rollout.cursor_before(state, given)
+        other, reference = reference, None if state.reference is None else state.reference[:, 0]
+        if other is not None:
+            reference = parse_reference(recipe, other, context, self.batch)
+        seen, queue = self._observed_from(sample, parse_observed(recipe, observed, 1))
         fresh = pipeline.init_state(
-            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference
-        )
+            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference, seen,
+            coarse_cursor,
+        )  # fmt: skip
         which = jnp.arange(self.batch) == sample
-        self._mark = self._mark._replace(state=pipeline.rollout.replace_samples(state, fresh, which))
+        state = pipeline.rollout.replace_samples(state, fresh, which)
+        self._mark = self._mark._replace(state=state, observed=queue)
 
     def save(self, path) -> None:
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
@@ -226,6 +239,30 @@ class Session(Iterator):
         seen, rest = take_observed(self._mark.observed, frames, self.batch, recipe.frame_shape, self._void_entering())
         self._mark = self._mark._replace(observed=rest)
         return Observed(*(self._by_step(a, n, capacity) for a in (seen.value, seen.given)))
+
+    def _observed_from(self, sample, values):
+        """Known values [1, T, ...] of a sample that starts again: (those of its ramp, the queue of all samples)."""
+        recipe, waiting, queue = self.pipeline.recipe, self.pipeline.rollout.waiting, self._mark.observed
+        if recipe.guidance.observe == "none":
+            return None, queue
+        seen = None
+        if values is not None:
+            values = np.broadcast_to(values, (self.batch, *values.shape[1:]))
+        if waiting:
+            seen, values = take_observed(values, waiting, self.batch, recipe.frame_shape)
+        length = max(0 if a is None else a.shape[1] for a in (queue, values))
+        if not length:
+            return seen, None
+
+        def long(a):
+            full = np.full((self.batch, length, *recipe.frame_shape), np.nan, np.float32)
+            if a is not None:
+                full[:, : a.shape[1]] = a
+            return full
+
+        queue = long(queue)
+        queue[sample] = long(values)[sample]
+        return seen, queue
 
     def _by_step(self, a, n, capacity):
         """[B, n b, ...] -> [capacity, B, b, ...]."""

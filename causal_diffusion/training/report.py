@@ -58,7 +58,7 @@ def memory_estimate(compiled) -> dict[str, int]:
 
 def summary(recipe: Recipe, mesh, compiled) -> str:
     """Everything above, ready to print."""
-    config, ahead = recipe.config, recipe.schedule.view().frames_ahead(recipe.layout.block)
+    config, ahead = recipe.config, recipe.schedule.view().frames_ahead(recipe.layout.block, recipe.layout.knot)
     flops = training_flops(recipe)
     lines = [
         parameter_table(recipe, mesh),

@@ -12,7 +12,7 @@ from causal_diffusion import cache
 from causal_diffusion.cache import CacheConfig, compaction
 
 module = importlib.import_module("causal_diffusion.cache.positions")  # the package has a function of that name
-placed = jax.jit(cache.positions, static_argnums=0, static_argnames=("clip", "knot"))
+placed = jax.jit(cache.positions, static_argnums=0, static_argnames=("clip", "reach"))
 
 
 def slots_at(start, *, window, sinks, block, kept=0, pad=0, filled=True):
@@ -78,7 +78,7 @@ def test_the_reference_is_always_ahead_of_the_stream():
     for start in range(0, 60, 3):
         n += 4 * (start + 3 + 1 > n)
         slots = slots_at(start, window=6, sinks=0, block=3, kept=1)
-        past, _ = placed(config, slots, jnp.array([start]), jnp.arange(start, start + 3)[None], clip=12, knot=1)
+        past, _ = placed(config, slots, jnp.array([start]), jnp.arange(start, start + 3)[None], clip=12, reach=4)
         held, reference = by_frame(slots, past)
         assert reference == [n] and n >= start + 4 and all(f == p for f, p in held.items())
         past, _ = placed(CacheConfig(), slots, jnp.array([start]), jnp.arange(start, start + 3)[None], clip=12)

@@ -120,7 +120,9 @@ def test_look_ahead_counts_the_blocks_that_an_entering_condition_comes_too_late_
 ])  # fmt: skip
 def test_look_ahead_is_told_in_frames(schedule, frames):
     """Of blocks of three: what is under way when a block enters, and what of it has lost noise."""
-    assert schedule.view().frames_ahead(3) == frames
+    view, (action, prompt, begun) = schedule.view(), frames
+    assert view.frames_ahead(3) == frames
+    assert view.frames_ahead(3, knot=1) == (action, prompt + 1, begun + 1)  # half of it is made under the old prompt
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ class Replay(Oracle):
             if min(q, k) < 0 or k >= block + self.block or k_is_far and k >= start - W:
                 return False
             if k_is_far:
-                return k >= (block if q_is_far else start - W) - layout.coarse
+                return k >= (block if q_is_far else block - W) - layout.coarse
             return not q_is_far and k >= block - W
 
         ids = [(f, True) for f in far] + [(f, False) for f in near]

@@ -93,6 +93,24 @@ def test_a_sample_that_is_reset_starts_as_it_would_alone(start, name):
     assert apart(again, undisturbed).tolist() == [False, True]
 
 
+@full
+@pytest.mark.parametrize("name", ["two_level", "deep", "fused", "slot"])
+@pytest.mark.parametrize("context", [0, 5, 8])
+def test_a_sample_may_begin_again_from_more_than_it_remembers(pipeline, inputs, name, context):
+    """Wherever the rings of the others stand, of fine and of coarse history."""
+    pipe = pipeline(name)
+    b = pipe.recipe.layout.block
+    given = inputs(pipe, BATCH, context=context * b, frames=8)
+    for key in ("action", "context_action"):
+        given["cond"].pop(key, None)
+    beginning = pipe.generate(seed=1, frames=5 * b, **given)
+    for blocks in (1, 4):
+        stream = pipe.stream(seed=1, **given)
+        stream.take(blocks)
+        stream.reset(1, given["context"][1] if context else None)
+        close(stream.take(5)[1], beginning[1])
+
+
 @pytest.mark.parametrize(
     "name", ["chunk", "registers", "real_time", "ranges", pytest.param("refine", marks=full),
              pytest.param("prefix", marks=full), pytest.param("trapezoid", marks=full)]

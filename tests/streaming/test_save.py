@@ -12,7 +12,8 @@ import pytest
 from causal_diffusion.errors import CheckpointError
 from causal_diffusion.streaming.pipeline import Pipeline
 
-BOTH = pytest.mark.parametrize("name", ["pyramid", pytest.param("teacher", marks=pytest.mark.full)])
+BOTH = pytest.mark.parametrize("name", ["pyramid", *(pytest.param(name, marks=pytest.mark.full) for name in (
+    "teacher", "fused_rolling", "deep", "ahead"))])  # fmt: skip
 
 
 @pytest.fixture

@@ -109,3 +109,40 @@ def test_known_values_of_the_wrong_kind_are_refused(pipelines):
     ]:
         with pytest.raises(UserError, match=said):
             pipe.stream(cond={"observed": values})
+
+
+@SCHEDULES
+def test_a_sample_that_begins_again_is_drawn_to_its_own_values(pipelines, name):
+    """Those of its former self are known no more; the other sample's stay where they are."""
+    observing, without = pipelines[name]
+    known = np.full((2, FRAMES, *observing.recipe.frame_shape), np.nan, np.float32)
+    known[:] = some_known(observing.recipe.frame_shape, range(FRAMES))
+    stream = observing.stream(seed=5, batch=2, cond={"observed": known})
+    undisturbed = stream.fork().take(4)
+    stream.take(1)
+    stream.reset(1)
+    again = stream.take(3)
+    np.testing.assert_array_equal(again[0], undisturbed[0, 2:])
+    free = without.generate(seed=5, frames=6, batch=2)
+    np.testing.assert_allclose(again[1], free[1], atol=1e-5)
+    stream = observing.stream(seed=5, batch=2, cond={"observed": known})
+    stream.take(1)
+    stream.reset(1, observed=known[1])
+    np.testing.assert_allclose(stream.take(3)[1], undisturbed[1, :6], atol=1e-5)
+
+
+def test_a_sample_may_begin_again_with_another_reference(pipeline, inputs):
+    """By itself it keeps its own."""
+    pipe = pipeline("ahead")
+    given = inputs(pipe, 2, context=2, frames=4)
+    given["cond"].pop("reference")
+    begins = pipe.generate(seed=1, frames=4, **given)
+    other = given | {"context": given["context"][::-1]}
+    stream = pipe.stream(seed=1, **other)
+    stream.take(2)
+    stream.reset(1, given["context"][1], reference=given["context"][1, 0])
+    np.testing.assert_allclose(stream.take(4)[1], begins[1], atol=1e-5)
+    stream.reset(1, given["context"][1])
+    np.testing.assert_allclose(stream.take(4)[1], begins[1], atol=1e-5)
+    stream.reset(1, given["context"][1], reference=-given["context"][1, 0])
+    assert np.abs(stream.take(4)[1] - begins[1]).max() > 1e-3
