@@ -12,7 +12,8 @@ measured here depends on their values. One line is printed per config:
     memory      slope of the process's resident memory in bytes per block, over the stream without its first tenth, and
                 by how many bytes the arrays that are alive on the device grew over the same part
     ms/block    median time per block, then its slope over the same part of the stream as a share of it: how many
-                percent slower per 1,000 blocks
+                percent slower per 1,000 blocks; and the same of processor time, in which other work on a busy machine
+                does not count
     passes      of the network per block, and the guidance branches that each of them runs in one batch
     look-ahead  frames that are under way when a block is emitted: how late an action or a prompt that enters now shows
     cache       bytes of keys and values, and of the whole state of the stream
@@ -78,6 +79,11 @@ def slope(x, y, seed: int = 0) -> tuple[float, float, float]:
     return fitted, fitted + low, fitted + high
 
 
+def _percent(blocks, seconds):
+    """Slope and interval of the time per block, in percent of its median per 1,000 blocks."""
+    return [1e5 * s / float(np.median(seconds)) for s in slope(blocks, seconds)]
+
+
 def network_passes(pipe: Pipeline) -> float:
     """Passes of the network per emitted block once the stream runs, the ones that fill the cache included."""
     view, recipe = pipe.rollout.view, pipe.recipe
@@ -113,16 +119,16 @@ def measure(name: str, blocks: int, overrides=()) -> dict:
         first = len(compiled)
         # The samples' places are made before the stream, so that keeping them takes no memory along the way.
         calls = max(FEWEST, -(-blocks // (capacity * at_once)) - 1)
-        seconds, memory, live = np.zeros(calls), np.zeros(calls), np.zeros(calls)
+        seconds, processor, memory, live = np.zeros((4, calls))
         for call in range(calls):
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             stream.take(capacity)
             seconds[call] = (time.perf_counter() - begun) / (capacity * at_once)
+            processor[call] = (time.process_time() - worked) / (capacity * at_once)
             memory[call], live[call] = resident_bytes(), nbytes(jax.live_arrays())
         later = compiled[first:]
     state, warm = stream.mark().state, int(calls * WARM)
     done = np.arange(2, calls + 2) * capacity * at_once
-    median = float(np.median(seconds[warm:]))
     layout, ahead = recipe.layout, pipe.rollout.look_ahead
     return {
         "config": name,
@@ -133,8 +139,9 @@ def measure(name: str, blocks: int, overrides=()) -> dict:
         "resident_mib": memory[-1] / 2**20,
         "bytes_per_block": slope(done[warm:], memory[warm:]),
         "live_bytes_grown": int(live[-1] - live[warm]),
-        "ms_per_block": 1e3 * median,
-        "percent_per_1000_blocks": [1e5 * s / median for s in slope(done[warm:], seconds[warm:])],
+        "ms_per_block": 1e3 * float(np.median(seconds[warm:])),
+        "percent_per_1000_blocks": _percent(done[warm:], seconds[warm:]),
+        "processor_percent_per_1000_blocks": _percent(done[warm:], processor[warm:]),
         "passes": network_passes(pipe),
         "branches": len(pipe.rollout.branches),
         "frames_per_block": layout.block,
@@ -162,7 +169,8 @@ COLUMNS = {  # title -> (width, how a result is written)
     "memory (bytes/block)": (24, lambda r: _interval(r["bytes_per_block"], ".0f")),
     "live": (5, lambda r: r["live_bytes_grown"]),
     "ms/block": (9, lambda r: f"{r['ms_per_block']:.2f}"),
-    "% per 1,000 blocks": (24, lambda r: _interval(r["percent_per_1000_blocks"], "+.1f")),
+    "% per 1,000 blocks": (28, lambda r: _interval(r["percent_per_1000_blocks"], "+.1f")),
+    "of processor time": (24, lambda r: _interval(r["processor_percent_per_1000_blocks"], "+.1f")),
     "passes": (10, lambda r: f"{r['passes']:.3g}" + (f" x {r['branches']}" if r["branches"] > 1 else "")),
     "look-ahead": (11, lambda r: r["look_ahead"]["prompt"]),
     "cache": (11, lambda r: f"{r['cache_bytes']:,}"),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from causal_diffusion.config import freeze, load_config, override
+from causal_diffusion.config import differences, freeze, load_config, override
 from causal_diffusion.recipe import build
 
 ROOT = Path(__file__).parents[1]
@@ -78,10 +78,14 @@ def test_streaming_runs_from_the_command_line(tmp_path):
     assert result["cache_bytes"] == 2 * 2 * 2 * 8 * 4 * 32 * 4
 
 
-def test_every_policy_is_a_config(policies):
-    config = freeze(load_config("quickstart", policies.MODEL))
-    kinds = {name: build(override(config, changes)).kind for name, changes in policies.POLICIES.items()}
-    assert policies.PLAIN in kinds and set(policies.DRAWN) <= set(kinds)
+@pytest.mark.parametrize("model", ["quickstart", "causal", "no_sinks"])
+def test_every_policy_is_a_config(policies, model):
+    """And one that a stream of these parameters may have: nothing that training fixed is changed but what is seen."""
+    config, seen = freeze(load_config("quickstart", policies.MODELS[model])), {"window", "sinks", "gap"}
+    for changes in policies.policies(model).values():
+        identity, _ = differences(config, build(override(config, changes)).config)
+        assert set(identity) <= {f"layout.{name}" for name in seen}
+    assert {policies.PLAIN, *policies.DRAWN} <= set(policies.POLICIES) and set(policies.MODELS) >= {model}
 
 
 def test_gains_are_paired(policies):

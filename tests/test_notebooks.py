@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOWN = {  # clips that play inline, pictures, and words that are printed
     "family": (1, 4, ["look-ahead", "last frame copied", "real time, 4 in flight"]),
     "quickstart": (3, 1, ["held-out next-frame PSNR"]),
-    "streaming": (0, 6, ["digit recognised in frames", "past encoded anew", "rewound and resumed: the same bits"]),
+    "streaming": (0, 6, ["digit recognised in frames", "look-ahead, four in flight", "rewound and resumed"]),
 }
 
 
