@@ -37,6 +37,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",
+        "array_record>=0.8",  # shards of latents
         "ml-collections>=1.1",
         "chex>=0.1.92",
         "absl-py>=2.1",

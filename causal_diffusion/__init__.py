@@ -19,6 +19,7 @@ _PUBLIC = {
     "UserError": "causal_diffusion.errors",
     "freeze": "causal_diffusion.config",
     "load_config": "causal_diffusion.config",
+    "load_vae": "causal_diffusion.autoencoder",
     "train": "causal_diffusion.training.loop",
 }
 

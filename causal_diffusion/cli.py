@@ -29,11 +29,11 @@ def run(main) -> None:
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
-    parser = _Parser(prog="train.py", description="Trains a system from its config.")
+    parser = Parser(prog="train.py", description="Trains a system from its config.")
     parser.add_argument("--config", required=True, help="configs/NAME.py, or NAME, with :variant if wanted")
     parser.add_argument("--workdir", help="folder of the run; needed unless --dry_run")
     parser.add_argument("--dry_run", action="store_true", help="print sizes, FLOPs and memory, and stop")
-    options, overrides = _parse(parser, arguments)
+    options, overrides = parse_options(parser, arguments)
     config = freeze(load_config(options.config, overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
@@ -47,7 +47,7 @@ def train_main(arguments=None) -> None:
 
 def sample_main(arguments=None) -> None:
     """``sample.py``: see its docstring."""
-    parser = _Parser(prog="sample.py", description="Streams from a trained system.")
+    parser = Parser(prog="sample.py", description="Streams from a trained system.")
     parser.add_argument("--checkpoint", required=True, help="a run's workdir")
     parser.add_argument("--out", default="clip.mp4", help="video file to write: .mp4 or .gif")
     parser.add_argument("--frames", type=int, default=64, help="frames to stream")
@@ -57,7 +57,7 @@ def sample_main(arguments=None) -> None:
     parser.add_argument("--context", type=int, help="held-out frames to start from; 0: from nothing")
     parser.add_argument("--fps", type=float, help="of the file; default: that of the data")
     parser.add_argument("--step", type=int, help="a certain checkpoint instead of the newest")
-    options, overrides = _parse(parser, arguments)
+    options, overrides = parse_options(parser, arguments)
     if Path(options.out).suffix not in (".mp4", ".gif"):
         raise UserError(f"--out is {options.out}: it ends in .mp4 or .gif")
     from causal_diffusion.streaming.pipeline import Pipeline
@@ -76,14 +76,14 @@ def sample_main(arguments=None) -> None:
     )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, without the usage that argparse would print before it."""
 
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help lists what there is")
 
 
-def _parse(parser, arguments):
+def parse_options(parser, arguments):
     """Known options, and the rest as config overrides ('--config.a.b=c' -> 'a.b=c')."""
     options, rest = parser.parse_known_args(arguments)
     overrides = []

@@ -32,6 +32,7 @@ from causal_diffusion.diffusion.solvers import SolverConfig
 from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.transformer import TransformerConfig
+from causal_diffusion.nn.vae import VAEConfig
 from causal_diffusion.parallel.mesh import MeshConfig
 
 
@@ -52,6 +53,43 @@ class TrainConfig:
     drop: float = 0.1  # share of samples that train without their class and text, for guidance
     flip: bool = False  # mirror half of the clips left to right
     init_from: str = ""  # checkpoint directory whose averaged parameters start this run
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig:
+    """What an autoencoder is trained for (``training.objectives.reconstruction``)."""
+
+    fit: str = "l1"  # 'l1', 'charbonnier', 'mse' or 'likelihood', a Gaussian of the best sigma
+    root: int = 0  # first channels that count once more, as the root of a motion does
+    root_weight: float = 7.0
+    kl: float = 1e-6  # weight of the divergence from N(0, 1)
+    kl_warmup: int = 0  # steps over which that weight rises from 0
+    perceptual: float = 0.0  # weight of LPIPS, or without its weights of the multi-scale feature distance
+    lpips: str = ""  # file of LPIPS weights
+    gan: float = 0.0  # weight of the hinge loss of a patch discriminator, times the adaptive one; 0: none is made
+    gan_start: int = 0  # step from which on it counts
+    gan_width: int = 64  # channels of the discriminator's first layer
+    align: float = 0.0  # weight of the alignment of latents with frozen features, times the adaptive one
+    align_margins: tuple[float, ...] = (0.5, 0.25)  # of the cosines, of the distances
+    teacher: str = ""  # run of an autoencoder whose encoder is kept and whose decoder is the target
+
+    def __post_init__(self):
+        if self.fit not in ("l1", "charbonnier", "mse", "likelihood"):
+            raise ValueError(
+                f"reconstruction.fit is {self.fit!r}; it is one of l1, charbonnier, mse, likelihood"
+            )
+        for name in ("root", "root_weight", "kl", "kl_warmup", "perceptual", "gan", "gan_start", "align"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"reconstruction.{name} is {getattr(self, name)}; it is at least 0")
+        if self.lpips and not self.perceptual:
+            raise ValueError(
+                f"reconstruction.lpips is {self.lpips!r} and reconstruction.perceptual is 0: its weights would not be "
+                "used, reconstruction.perceptual = 1.0 would do"
+            )
+        if len(self.align_margins) != 2:
+            raise ValueError(
+                f"reconstruction.align_margins is {self.align_margins}; it holds two numbers, (0.5, 0.25) would do"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +120,18 @@ class StreamConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A system: its six choices, its network, its data, and how it is trained."""
+    """A system: its six choices, its network, its data, and how it is trained; or the autoencoder of one.
+
+    With ``trains = 'vae'`` the run makes the autoencoder of section ``vae``. Else it makes the transformer; then ``vae``,
+    where it has a form, says whose latents the transformer works on.
+    """
 
     name: str = "unnamed"
+    trains: str = "transformer"  # or 'vae'
     seed: int = 0
     data: DataConfig = DataConfig()
+    vae: VAEConfig = VAEConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
     model: TransformerConfig = TransformerConfig()
     layout: Layout = Layout()
     process: Process = Process()
@@ -101,6 +146,10 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
 
+    def __post_init__(self):
+        if self.trains not in ("transformer", "vae"):
+            raise ValueError(f"trains is {self.trains!r}; it is 'transformer' or 'vae'")
+
 
 ELASTIC = (
     "mesh",
@@ -113,6 +162,8 @@ ELASTIC = (
     "cache",
     "train.steps",
     "train.init_from",
+    "vae.checkpoint",
+    "reconstruction.lpips",
     "data.path",
     "data.threads",
     "data.prefetch",

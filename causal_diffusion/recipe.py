@@ -23,6 +23,7 @@ from causal_diffusion.diffusion.levels import Levels
 from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import Solver
+from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConfig
@@ -91,6 +92,8 @@ def null_condition(model: TransformerConfig, batch: int, blocks: int = 1) -> Con
 def build(config) -> Recipe:
     """Checks a config and makes its Recipe. UserError names the keys that clash and a value that would do."""
     config = freeze(config)
+    if config.trains == "vae":
+        raise UserError("trains is 'vae': the config is of an autoencoder, trains = 'transformer' would do")
     resolved = check(config)
     return Recipe(
         config=config,

@@ -3,7 +3,8 @@
 The choices are independent in code; not every combination makes sense. ``check`` refuses those that would train or
 stream nonsense, in one line that names the keys that clash and a value that would do. What it asks, in this order:
 
-    shapes       do the data fit the network?
+    latents      do the data fit the autoencoder, where there is one?
+    shapes       do the data, or their latents, fit the network?
     past         how many frames are seen, in training and by a stream?
     levels       does training show the levels that the schedule visits?
     the cache    does training show the past as the stream does?
@@ -14,13 +15,13 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from causal_diffusion.compatibility.autoencoder import check_latents, clip_shapes
 from causal_diffusion.compatibility.conditions import check_conditions
 from causal_diffusion.compatibility.kept import check_kept, kept_frames
 from causal_diffusion.compatibility.levels import check_grids, check_levels, check_noise
 from causal_diffusion.compatibility.past import approximations, check_past, check_places, check_shown
 from causal_diffusion.compatibility.refusal import refuse
 from causal_diffusion.config import Config
-from causal_diffusion.data.sources import element_spec
 from causal_diffusion.layout import Layout
 
 __all__ = ["Resolved", "check"]
@@ -39,7 +40,8 @@ class Resolved(NamedTuple):
 
 def check(config: Config) -> Resolved:
     """UserError where the choices clash, naming the keys and a value that would do."""
-    spec = {name: s.shape for name, s in element_spec(config.data).items()}
+    check_latents(config)
+    spec = {name: s.shape for name, s in clip_shapes(config).items()}
     frames, *frame_shape = spec["video"]
     check_shapes(config, frames, frame_shape, spec)
     view = stream_view(config)

@@ -12,7 +12,7 @@ class ArraySource:
 
     Args:
         video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point: pixels (C is 1 or 3) in [-1, 1]; any
-            other number of channels is taken for latents or a series, whose values need only be finite.
+            other number of channels is taken for latents, whose values need only be finite. A series: [N, T, C].
         label: integers [N], or None.
         action: [N, T, A], or None; row f of a clip is what leads from frame f-1 to f.
         text: condition tokens [N, M, E] (the output of a text encoder), or None.
@@ -26,9 +26,9 @@ class ArraySource:
                  text: np.ndarray | None = None, text_mask: np.ndarray | None = None):
         label = None if label is None else np.asarray(label)
         action = None if action is None else np.asarray(action)
-        if video.ndim != 5:
-            raise UserError("video must have the axes [clip, frame, height, width, channel], "
-                            f"got shape {video.shape}")
+        if video.ndim not in (3, 5):
+            raise UserError("video must have the axes [clip, frame, height, width, channel], or of a series "
+                            f"[clip, frame, channel], got shape {video.shape}")
         if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating):
             raise UserError(f"video must be uint8 or floating point in [-1, 1], got {video.dtype}")
         if label is not None and (label.shape != video.shape[:1] or label.dtype.kind not in "iu"):
@@ -44,23 +44,23 @@ class ArraySource:
         if text_mask is not None and (text is None or text_mask.shape != text.shape[:2]):
             raise UserError("text_mask must have one entry for each token of text, "
                             f"got {text_mask.shape} for {None if text is None else text.shape}")
-        self._video_NTHWC, self._label_N, self._action_NTA = video, label, action
+        self._video_N, self._label_N, self._action_NTA = video, label, action
         self._text_NME, self._text_mask_NM = text, text_mask
 
     def __len__(self) -> int:
-        return len(self._video_NTHWC)
+        return len(self._video_N)
 
     def __repr__(self) -> str:
-        arrays = {"video": self._video_NTHWC, "label": self._label_N, "action": self._action_NTA,
+        arrays = {"video": self._video_N, "label": self._label_N, "action": self._action_NTA,
                   "text": self._text_NME}
         parts = [f"{name}={x.dtype}{list(x.shape)}" for name, x in arrays.items() if x is not None]
         return f"ArraySource({', '.join(parts)})"
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         i = range(len(self))[i]
-        element = {"video": to_unit_range(self._video_NTHWC[i])}
+        element = {"video": to_unit_range(self._video_N[i])}
         largest = np.abs(element["video"]).max()
-        if element["video"].shape[-1] in PIXELS:
+        if element["video"].ndim == 4 and element["video"].shape[-1] in PIXELS:
             if not largest <= 1.001:  # also catches nan; the slack is for rounding
                 raise UserError(f"clip {i} of video leaves [-1, 1]: scale floats to [-1, 1], "
                                 "or pass uint8 in 0 .. 255")

@@ -5,6 +5,7 @@ import dataclasses
 from causal_diffusion.errors import UserError
 
 SPLITS = ("train", "test")
+ANY_CHANNELS = ("own", "latents", "motion_clips")  # sources whose clips need not be pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +19,9 @@ class DataConfig:
     source: str = "moving_digits"  # a key of sources.SOURCES
     path: str = ""                 # video_folder: the folder, searched recursively
     frames: int = 12               # length of a clip
-    height: int = 16               # pixels
-    width: int = 16                # pixels
-    channels: int = 1              # 1 grey, 3 RGB; with source 'own' any number, of latents say
+    height: int = 16               # pixels, or cells of latents; height = width = 0: a series, without space
+    width: int = 16                # likewise
+    channels: int = 1              # 1 grey, 3 RGB; of latents, a series or one's own clips any number
     fps: float = 0.0               # video_folder: frames per second after resampling; 0 keeps each file's own
     stride: int = 1                # video_folder: frames between the starts of neighbouring clips
     classes: int = 0               # video_folder: labels 0 .. classes-1 in clips.jsonl; 0 = no labels
@@ -33,12 +34,16 @@ class DataConfig:
     prefetch: int = 4              # batches loaded ahead; 0 = none
 
     def __post_init__(self):
-        at_least = {"frames": 1, "height": 1, "width": 1, "fps": 0, "stride": 1, "classes": 0,
+        pictures = self.source not in ANY_CHANNELS
+        at_least = {"frames": 1, "height": int(pictures), "width": int(pictures), "fps": 0, "stride": 1, "classes": 0,
                     "action_dim": 0, "digits": 1, "seed": 0, "threads": 0, "prefetch": 0}
         for key, least in at_least.items():
             if not getattr(self, key) >= least:  # so that nan fails too
                 raise UserError(f"data.{key} must be at least {least}, got {getattr(self, key)}")
-        if self.channels not in (1, 3) and self.source != "own":
+        if bool(self.height) != bool(self.width):
+            raise UserError(f"data.height is {self.height} and data.width is {self.width}: a series has neither, "
+                            "data.height = data.width = 0 would do")
+        if self.channels not in (1, 3) and pictures:
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.channels < 1:
             raise UserError(f"data.channels must be at least 1, got {self.channels}")
@@ -46,6 +51,11 @@ class DataConfig:
             raise UserError(f"data.speed must be above 0 pixels per frame, got {self.speed}")
         if not 0 <= self.holdout < 1:
             raise UserError(f"data.holdout is a share: it must be at least 0 and below 1, got {self.holdout}")
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of a frame, or (channels,) of a series."""
+        return (self.height, self.width, self.channels) if self.height else (self.channels,)
 
 
 def check_split(config: DataConfig, split: str) -> None:

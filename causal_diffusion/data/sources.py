@@ -3,7 +3,7 @@
 A source is a random-access object: `len(source)`, `source[i]`, and a `repr` that says what is in it and is
 the same in every run. An element is a dict of numpy arrays:
 
-    video   float32 [T, H, W, C] in [-1, 1]
+    video   float32 [T, H, W, C] in [-1, 1]; of latents any numbers; of a series [T, C]
     label   int32 []             class, where the source has classes
     action  float32 [T, A]       row f is what leads from frame f-1 to frame f, where the source has actions
     text    float32 [M, E]       condition tokens, where the source has them, with text_mask bool [M]
@@ -21,6 +21,8 @@ import jax
 import numpy as np
 
 from causal_diffusion.data.config import DataConfig, check_split
+from causal_diffusion.data.latents import Latents
+from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.data.moving_digits import MovingDigits
 from causal_diffusion.data.video_folder import VideoFolder
 from causal_diffusion.errors import UserError
@@ -40,6 +42,8 @@ class _Own:
 SOURCES = {
     "moving_digits": MovingDigits,
     "video_folder": VideoFolder,
+    "motion_clips": MotionClips,
+    "latents": Latents,
     "own": _Own,
 }
 
@@ -66,8 +70,7 @@ def condition_sizes(config: DataConfig) -> tuple[int, int]:
 def element_spec(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in an element of the configured source. Reads no data."""
     classes, action_dim = condition_sizes(config)
-    shape = (config.frames, config.height, config.width, config.channels)
-    spec = {"video": jax.ShapeDtypeStruct(shape, np.float32)}
+    spec = {"video": jax.ShapeDtypeStruct((config.frames, *config.frame_shape), np.float32)}
     if classes:
         spec["label"] = jax.ShapeDtypeStruct((), np.int32)
     if action_dim:

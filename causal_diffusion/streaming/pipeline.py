@@ -1,4 +1,8 @@
-"""The pipeline: a trained system, ready to generate and to stream."""
+"""The pipeline: a trained system, ready to generate and to stream.
+
+A system that works on latents carries its autoencoder. Frames go in and come out; a block of latents is decoded as soon as
+it is clean, by a decoder that remembers what it needs of the blocks before (``decoding``).
+"""
 
 import dataclasses
 import functools
@@ -9,11 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from causal_diffusion.autoencoder import FOLDER, check_sizes, fingerprint, load_vae
 from causal_diffusion.checkpoint import Checkpoints, load_tree, read_meta
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.nn.vae import Codec
 from causal_diffusion.recipe import build, null_condition
+from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
@@ -39,11 +46,14 @@ class Pipeline:
         params: the averaged (EMA) parameters in canonical form.
         recipe: the checked config; ``recipe.config`` is the config itself.
         rollout: the pure functions underneath, to build one's own loop from.
+        codec: the autoencoder whose latents the system works on, with its parameters; None: there is none, and where
+            the system works on latents, latents are what comes out.
     """
 
-    def __init__(self, config, params, *, loss=None, loss_scale: float = 1.0):
+    def __init__(self, config, params, *, codec: Codec | None = None, loss=None, loss_scale: float = 1.0):
         """A pipeline, steered down the gradient of ``loss`` where there is one; see ``steered``."""
         self.recipe = build(config).streaming()
+        self.codec = codec
         self.rollout = Rollout(self.recipe, loss, loss_scale)
         self.params = unstack_layers(params)
         capacity = self.recipe.config.stream.capacity
@@ -66,12 +76,18 @@ class Pipeline:
             step: a certain checkpoint instead of the newest.
             overrides: elastic keys to change, {'schedule.steps': 4} or ['schedule.steps=4'].
 
+        The autoencoder of a system that works on latents lies in the workdir, too.
+
         Raises:
-            CheckpointError: nothing intact is there. UserError: an override of an identity key.
+            CheckpointError: nothing intact is there, or another autoencoder than the one it was trained with.
+            UserError: an override of an identity key, or the run of an autoencoder.
         """
         path = Path(path)
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        saved = freeze(read_meta(folder, step).meta["config"])
+        meta = read_meta(folder, step).meta
+        saved = freeze(meta["config"])
+        if saved.trains == "vae":
+            raise UserError(f"{path} holds an autoencoder: load_vae reads it, and there is nothing to stream")
         config = _overridden(saved, overrides)
         recipe = build(config).streaming()
         like = jax.eval_shape(recipe.init_params, jax.random.key(0))
@@ -80,7 +96,8 @@ class Pipeline:
         restored = Checkpoints(folder).restore({"ema": like}, step=step)
         for skipped, reason in restored.skipped:
             log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
-        return cls(config, restored.ema)
+        codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
+        return cls(config, restored.ema, codec=codec)
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
         """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
@@ -90,26 +107,30 @@ class Pipeline:
                 samples: of the clean data predicted for the frames in flight, and of their indices in time. Frames
                 at negative indices pad a short first block, and a knot's last frames are the next block's first.
             scale: how strongly; 0 changes nothing. The likelihood of a measurement, as -log p, has 1.
+
+        A system that works on latents hands the loss latents.
         """
-        return Pipeline(self.config, self.params, loss=loss, loss_scale=scale)
+        return Pipeline(self.config, self.params, codec=self.codec, loss=loss, loss_scale=scale)
 
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
         Args:
             seed: sample i's noise depends on (seed, i) only.
-            frames: rounded up to whole blocks, then trimmed.
+            frames: rounded up to whole blocks, then trimmed; where latents are decoded, decoded frames are counted.
             batch: samples.
             cond: dict of 'label' (int or [B]), 'text' ([M, E] or [B, M, E]), 'text_mask', 'action' ([T, A] or
                 [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
                 [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
                 values of new frames, NaN where they are not known); whatever the system takes.
-            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8.
+            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8; or, where the
+                system works on latents, latents in that place.
         """
         if frames < 1:
             raise UserError(f"frames is {frames}; at least 1 frame can be generated")
         session = self.stream(seed, batch, cond, context)
-        return session.take(math.ceil((frames + session.void) / self.rollout.emit))[:, :frames]
+        wanted = frames if self.codec is None else latents_for(self.codec, frames, session.decoded)
+        return session.take(math.ceil((wanted + session.void) / self.rollout.emit))[:, :frames]
 
     def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None) -> Session:
         """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
@@ -118,7 +139,7 @@ class Pipeline:
         model, cond = self.recipe.model.config, dict(cond or {})
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
         condition = parse_condition(model, cond, batch)
-        context = parse_context(self.recipe, context, batch)
+        context = parse_context(self.recipe, encode_context(self.codec, self.recipe, context), batch)
         reference = parse_reference(self.recipe, reference, context, batch)
         watched = parse_observed(self.recipe, watched, batch)
         queue = parse_action(model, cond.get("action"), batch, "cond['action']")
@@ -139,7 +160,8 @@ class Pipeline:
         state = self.init_state(
             self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
         )
-        return Session(self, Mark(state, condition, encoded, queue, held, watched), seed)
+        decoder = prime(self.codec, context)
+        return Session(self, Mark(state, condition, encoded, queue, held, watched, decoder), seed)
 
     def resume(self, path) -> Session:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
@@ -174,15 +196,30 @@ class Pipeline:
             like["held"] = jax.ShapeDtypeStruct((batch, 1, model.action), np.float32)
         if meta["observed"] is not None:
             like["observed"] = jax.ShapeDtypeStruct((batch, meta["observed"], *self.recipe.frame_shape), np.float32)
+        if meta.get("decoded"):
+            like["decoder"] = decoder_like(self.codec, batch, self.recipe.frame_shape)
         tree, _ = load_tree(path, like)
         encoded = self.encode_condition(self.params, tree["condition"])
         rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
-        return Session(self, Mark(tree["state"], tree["condition"], encoded, *rest), meta["seed"])
+        mark = Mark(tree["state"], tree["condition"], encoded, *rest, tree.get("decoder"))
+        return Session(self, mark, meta["seed"])
 
 
 def _shapes(key):
     """Elastic keys that a saved stream nevertheless depends on."""
     return key.startswith(("schedule.", "solver.", "guidance.", "cache."))
+
+
+def _codec(folder, config, made_with):
+    """The autoencoder beside the checkpoints, or where the config says it is."""
+    beside = folder.parent / FOLDER if folder.name == "checkpoints" else folder / FOLDER
+    where = beside if beside.is_dir() else config.vae.checkpoint
+    vae, params = load_vae(where)
+    check_sizes(vae, config.vae, where)
+    if fingerprint(vae, params) != made_with["fingerprint"]:
+        raise CheckpointError(f"{where} holds another autoencoder than the one that this system was trained with")
+    latents = {name: tuple(made_with[name]) for name in ("mean", "std")}
+    return Codec(dataclasses.replace(vae, **latents), params)
 
 
 def _overridden(saved, overrides):

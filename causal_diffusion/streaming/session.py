@@ -16,6 +16,7 @@ from causal_diffusion.checkpoint import save_tree
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.streaming.decoding import decode_blocks, encode_context, prime, replace_samples
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
@@ -41,6 +42,7 @@ class Mark(NamedTuple):
     queue: np.ndarray | None  # actions of blocks to come
     held: np.ndarray | None  # the action that holds when there are none
     observed: np.ndarray | None = None  # known values of blocks to come
+    decoder: Any = None  # what the decoder of latents remembers; None before its first block
 
 
 class Session(Iterator):
@@ -58,7 +60,7 @@ class Session(Iterator):
 
     @property
     def frame(self) -> np.ndarray:
-        """Index of the next emitted frame of each sample, int [B], context included."""
+        """Index of the next emitted frame of each sample, int [B], context included; of latents, where there are any."""
         return np.maximum(np.asarray(self._mark.state.frame), 0)
 
     @property
@@ -67,6 +69,11 @@ class Session(Iterator):
         if not self.pipeline.recipe.layout.pad:
             return 0
         return max(0, -int(np.min(self._mark.state.frame)))
+
+    @property
+    def decoded(self) -> bool:
+        """Whether the decoder of latents has begun, so that the next latent stands for as many frames as any later."""
+        return self._mark.decoder is not None
 
     def __next__(self) -> np.ndarray:
         return self.next()
@@ -83,7 +90,7 @@ class Session(Iterator):
     def take(self, blocks: int, action=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``.
 
-        Schedules that denoise whole chunks emit a chunk where others emit a block.
+        Schedules that denoise whole chunks emit a chunk where others emit a block. Latents come out decoded.
         """
         config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
         if blocks < 1:
@@ -105,13 +112,19 @@ class Session(Iterator):
             out.append(np.asarray(emitted)[:n])
             blocks -= n
         out = np.moveaxis(np.concatenate(out), 0, 1).reshape(self.batch, -1, *self.pipeline.recipe.frame_shape)
-        return out[:, void:]
+        if self.pipeline.codec is None:
+            return out[:, void:]
+        frames, decoder = decode_blocks(self.pipeline.codec, out, void, rollout.emit, self._mark.decoder)
+        self._mark = self._mark._replace(decoder=decoder)
+        return frames
 
     def finish(self) -> np.ndarray:
         """Drains the blocks in flight and returns them, [B, frames, ...]; empty for autoregressive schedules."""
         rollout = self.pipeline.rollout
         if not rollout.waiting:
-            return np.zeros((self.batch, 0, *self.pipeline.recipe.frame_shape), np.float32)
+            shape, codec = self.pipeline.recipe.frame_shape, self.pipeline.codec
+            shape = shape if codec is None else codec.geometry.frame_shape(shape)
+            return np.zeros((self.batch, 0, *shape), np.float32)
         return self.take(rollout.waiting // rollout.emit)
 
     def update(self, cond: dict, when: str = "entering", recache: bool = False) -> None:
@@ -146,7 +159,7 @@ class Session(Iterator):
             state = self.pipeline.recache(self.pipeline.params, state, encoded)
         queue = parse_action(model, cond.get("action"), self.batch)
         queue = self._mark.queue if queue is None else queue
-        self._mark = Mark(state, condition, encoded, queue, self._mark.held, observed)
+        self._mark = Mark(state, condition, encoded, queue, self._mark.held, observed, self._mark.decoder)
 
     def mark(self) -> Mark:
         """A copy of this moment."""
@@ -175,7 +188,8 @@ class Session(Iterator):
         if not 0 <= sample < self.batch:
             raise UserError(f"there is no sample {sample}; samples are 0 .. {self.batch - 1}")
         pipeline, state, recipe = self.pipeline, self._mark.state, self.pipeline.recipe
-        context = parse_context(recipe, None if context is None else np.asarray(context)[None], 1)
+        context = encode_context(pipeline.codec, recipe, None if context is None else np.asarray(context)[None])
+        context = parse_context(recipe, context, 1)
         context = np.broadcast_to(context, (self.batch, *context.shape[1:]))
         acted = parse_action(recipe.model.config, context_action, self.batch, "context_action")
         check_context_action(acted, context, "context_action")
@@ -195,14 +209,16 @@ class Session(Iterator):
             coarse_cursor,
         )  # fmt: skip
         which = jnp.arange(self.batch) == sample
+        decoder = replace_samples(pipeline.codec, self._mark.decoder, prime(pipeline.codec, context), which)
         state = pipeline.rollout.replace_samples(state, fresh, which)
-        self._mark = self._mark._replace(state=state, observed=queue)
+        self._mark = self._mark._replace(state=state, observed=queue, decoder=decoder)
 
     def save(self, path) -> None:
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
         mark = self._mark
         arrays = {"state": mark.state, "condition": mark.condition}
-        arrays |= {name: value for name in ("queue", "held", "observed") if (value := getattr(mark, name)) is not None}
+        kept = ("queue", "held", "observed", "decoder")
+        arrays |= {name: value for name in kept if (value := getattr(mark, name)) is not None}
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
             "config": json.loads(to_json(self.pipeline.recipe.config)),
@@ -212,6 +228,7 @@ class Session(Iterator):
             "held": mark.held is not None,
             "observed": None if mark.observed is None else mark.observed.shape[1],
             "text": text,
+            "decoded": self.decoded,
         }
         save_tree(path, arrays, meta)
 

@@ -19,6 +19,7 @@ from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
 from causal_diffusion.evaluation.digits import DigitRecogniser
 from causal_diffusion.evaluation.video import psnr
+from causal_diffusion.nn.vae import Codec
 from causal_diffusion.render.files import write_png
 from causal_diffusion.render.plot import line_plot
 from causal_diffusion.render.sheet import contact_sheet
@@ -42,28 +43,54 @@ class HeldOut(NamedTuple):
         return self.video[:, self.context : self.context + self.frames]
 
 
-def held_out(config: Config, source=None) -> HeldOut | None:
-    """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None if there are to be none."""
+def held_out(config: Config, source=None, codec: Codec | None = None) -> HeldOut | None:
+    """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None if there are to be none.
+
+    With a ``codec`` the clips are encoded: context and frames count latents.
+    """
     clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
     if not clips:
         return None
-    if context < 1 or frames < 1 or context >= config.data.frames:
+    known = config.data.frames if codec is None else codec.geometry.latents(config.data.frames)
+    if context < 1 or frames < 1 or context >= known:
         raise UserError(
-            f"evaluate.context is {context}, evaluate.frames is {frames} and data.frames is {config.data.frames}: at "
-            f"least one frame is given and one streamed; evaluate.context = {max(1, config.data.frames // 3)} would do"
+            f"evaluate.context is {context}, evaluate.frames is {frames} and a clip has {known} frames: at least one "
+            f"frame is given and one streamed; evaluate.context = {max(1, known // 3)} would do"
         )
-    source = source or _held_out_source(config, context + frames)
-    # Neighbours in a folder of videos are overlapping windows of one file, so clips are drawn from all over.
-    chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
-    elements = [source[int(i)] for i in chosen]
-    stacked = {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+    source = source or _held_out_source(config, context + frames if codec is None else codec.geometry.frames(
+        context + frames))
+    stacked = draw(source, clips)
     _check_held_out(config, stacked)
+    if codec is not None:
+        stacked["video"] = np.asarray(codec.encode(stacked["video"]))
     condition = {}
     if config.model.action:
         condition["context_action"] = stacked["action"][:, :context]
         condition["action"] = stacked["action"][:, context:]
     condition |= {name: stacked[name] for name in ("label", "text", "text_mask") if name in stacked}
     return HeldOut(stacked["video"], condition, context, frames)
+
+
+def draw(source, clips: int) -> dict[str, np.ndarray]:
+    """``clips`` elements of a source, always the same, stacked."""
+    # Neighbours in a folder of videos are overlapping windows of one file, so clips are drawn from all over.
+    chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
+    elements = [source[int(i)] for i in chosen]
+    return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
+
+
+def decoded(codec: Codec, clips: HeldOut, streamed: np.ndarray) -> tuple[HeldOut, np.ndarray]:
+    """Latents of clips and of a stream -> the frames that they stand for."""
+    geometry, context = codec.geometry, clips.video[:, : clips.context]
+    given = geometry.frames(clips.context)
+    whole = np.asarray(codec.decode(np.concatenate([context, streamed], axis=1)))[:, given:]
+    true = np.asarray(codec.decode(clips.video))
+    return HeldOut(true, clips.condition, given, whole.shape[1]), whole
+
+
+def are_pictures(video: np.ndarray) -> bool:
+    """Whether clips [B, T, ...] can be shown."""
+    return video.ndim == 5 and video.shape[-1] in (1, 3)
 
 
 def stream_held_out(pipeline, clips: HeldOut, frames: int | None = None) -> np.ndarray:
@@ -91,30 +118,40 @@ def curves(config: Config, clips: HeldOut, streamed: np.ndarray) -> dict[str, np
 
 def mean_psnr(a, b) -> np.ndarray:
     """PSNR in dB by frame, averaged over clips; identical frames count as 100 dB."""
+    if a.ndim == 3:  # a series
+        a, b = a[:, :, None, None], b[:, :, None, None]
     return np.mean(np.minimum(psnr(a, b), 100.0), axis=0)
 
 
 class Final(NamedTuple):
-    """What ``final`` made: a table to print, the curves, pictures by name, and the clip that was written."""
+    """What ``final`` made: a table to print, the curves, pictures by name, and the clip that was written, if any."""
 
     table: str
     curves: dict[str, np.ndarray]
     pictures: dict[str, np.ndarray]
-    clip: np.ndarray
+    clip: np.ndarray | None
 
 
-def final(pipeline, clips: HeldOut, folder: Path) -> Final:
-    """Streams on from the held-out context and writes clip, contact sheet, curves and numbers into ``folder``."""
-    config = pipeline.config
+def final(pipeline, clips: HeldOut, folder: Path, codec: Codec | None = None) -> Final:
+    """Streams on from the held-out context and writes clip, contact sheet, curves and numbers into ``folder``.
+
+    With a ``codec`` the pipeline streams latents, and what they stand for is looked at.
+    """
+    config, length = pipeline.config, pipeline.config.data.frames
     streamed = stream_held_out(pipeline, clips)
+    if codec is not None:
+        length = codec.geometry.frames(pipeline.recipe.frames)
+        clips, streamed = decoded(codec, clips, streamed)
     lines = curves(config, clips, streamed)
-    shown, whole = rows(clips, streamed)
-    title = f"{config.name}: trained on {config.data.frames} frames, streamed for {clips.frames}"
-    length = config.data.frames
-    pictures = {
-        "stream": contact_sheet(
+    title = f"{config.name}: trained on {length} frames, streamed for {clips.frames}"
+    pictures, whole = {}, None
+    if are_pictures(clips.video):
+        shown, whole = rows(clips, streamed)
+        pictures["stream"] = contact_sheet(
             shown, context=clips.context, train_length=length, group=2, max_columns=18, title=title
-        ),
+        )
+        write_video(folder / "stream.mp4", tile(whole), config.data.fps or 10.0)
+    pictures |= {
         "psnr": line_plot(
             {"streamed": lines["psnr"], "last frame copied": lines["psnr_copy"]},
             title="PSNR against the true future", xlabel="streamed frame", ylabel="dB", x_start=1,
@@ -129,7 +166,6 @@ def final(pipeline, clips: HeldOut, folder: Path) -> Final:
         )
     for name, pixels in pictures.items():
         write_png(folder / f"{name}.png", pixels)
-    write_video(folder / "stream.mp4", tile(whole), config.data.fps or 10.0)
     numbers = {name: [round(float(x), 4) for x in curve] for name, curve in lines.items()}
     numbers |= {"clips": len(streamed), "context": clips.context, "frames": clips.frames}
     (folder / "evaluation.json").write_text(json.dumps(numbers, indent=1) + "\n")
@@ -177,7 +213,7 @@ def table(lines: dict[str, np.ndarray], clips: HeldOut) -> str:
 def _check_held_out(config, stacked):
     """A source that the user brought is only known by its first clip until here, and needed hours later."""
     data, model, shape = config.data, config.model, stacked["video"].shape[1:]
-    stated = (data.height, data.width, data.channels)
+    stated = data.frame_shape
     if shape[1:] != stated:
         raise UserError(f"held-out frames are {shape[1:]}; by the data section of the config they are {stated}")
     if shape[0] <= config.evaluate.context:

@@ -28,8 +28,11 @@ def learning_rate(config: TrainConfig):
     return optax.join_schedules([optax.linear_schedule(0.0, config.lr, config.warmup), decay], [config.warmup])
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """clip -> AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); only matrices decay."""
+def make_optimizer(config: TrainConfig, labels=None) -> optax.GradientTransformation:
+    """clip -> AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); only matrices decay.
+
+    ``labels``: parameters -> tree of names of groups, whose norms are clipped apart; those named 'frozen' stay.
+    """
     if len(config.betas) != 2:
         raise UserError(f"train.betas is {config.betas}; it holds two numbers, (0.9, 0.99) would do")
     adamw = optax.adamw(
@@ -38,6 +41,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
-    if not config.clip:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    whole = optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
+    if labels is None:
+        return whole
+    return optax.partition({"vae": whole, "discriminator": whole, "frozen": optax.set_to_zero()}, labels)

@@ -6,16 +6,17 @@ import math
 
 import jax
 
+from causal_diffusion.autoencoder import AutoencoderRecipe
+from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.pipeline import batch_spec
-from causal_diffusion.data.sources import element_spec
 from causal_diffusion.nn.transformer import Transformer
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
-from causal_diffusion.training.objectives.diffusion import diffusion_loss
 from causal_diffusion.training.state import abstract_state
+from causal_diffusion.training.step import gradients
 
 
-def parameter_table(recipe: Recipe, mesh) -> str:
+def parameter_table(recipe, mesh) -> str:
     """One line per parameter: path, shape, how it is sharded, numbers, bytes per device; then the totals."""
     shapes, shardings = abstract_state(recipe, mesh)
     rows = [("parameter", "shape", "sharding", "numbers", "bytes/device")]
@@ -31,17 +32,23 @@ def parameter_table(recipe: Recipe, mesh) -> str:
     return aligned(rows, right=(3, 4))
 
 
-def training_flops(recipe: Recipe) -> float:
+def training_flops(recipe, *frozen) -> float:
     """Floating-point operations of one training step, forward and backward, counted by XLA before optimisation.
 
-    Counted on unrolled layers without recomputation, since XLA counts the body of a scan once.
+    Counted on unrolled layers without recomputation, since XLA counts the body of a scan once. Of an autoencoder what
+    weighs two losses against each other counts too, but not that its forward passes are shared.
     """
-    model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
-    plain = recipe._replace(model=Transformer(model))
+    plain = recipe
+    if isinstance(recipe, Recipe):
+        model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
+        plain = recipe._replace(model=Transformer(model))
     params = jax.eval_shape(plain.init_params, jax.random.key(0))
-    spec = batch_spec(element_spec(recipe.config.data), recipe.config.train.batch)
-    grad = jax.grad(functools.partial(diffusion_loss, plain), has_aux=True)
-    lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: jax.random.key(0)))
+    spec = batch_spec(clip_shapes(recipe.config), recipe.config.train.batch)
+
+    def grad(params, batch, key, *frozen):
+        return gradients(plain, params, batch, key, frozen=frozen)
+
+    lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: jax.random.key(0)), *frozen)
     return float(lowered.cost_analysis()["flops"])
 
 
@@ -56,24 +63,49 @@ def memory_estimate(compiled) -> dict[str, int]:
     }
 
 
-def summary(recipe: Recipe, mesh, compiled) -> str:
+def summary(recipe, mesh, compiled, *frozen) -> str:
     """Everything above, ready to print."""
-    config, ahead = recipe.config, recipe.schedule.view().frames_ahead(recipe.layout.block, recipe.layout.knot)
-    flops = training_flops(recipe)
+    config, about = recipe.config, _about_system if isinstance(recipe, Recipe) else _about_autoencoder
+    flops = training_flops(recipe, *frozen)
     lines = [
         parameter_table(recipe, mesh),
         "",
-        f"system      {config.name}: {recipe.kind} streaming"
-        + "".join(f"; approximate because {why}" for why in recipe.approximations),
-        f"look-ahead  {ahead.action} frames of actions; a prompt shows after {ahead.prompt} frames, of which "
-        f"{ahead.begun} have begun",
+        *about(recipe),
         f"mesh        {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
         f" on {jax.devices()[0].device_kind}",
-        f"batch       {config.train.batch} clips of {recipe.frames} frames, {config.train.steps:,} steps",
+        f"batch       {config.train.batch} clips of {config.data.frames} frames, {config.train.steps:,} steps",
         f"FLOPs       {flops:,.0f} per step, {flops * config.train.steps:.3g} in all",
     ]
     lines += [f"memory      {size / 2**20:,.1f} MiB {name}" for name, size in memory_estimate(compiled).items()]
     return "\n".join(lines)
+
+
+def _about_system(recipe: Recipe):
+    ahead = recipe.schedule.view().frames_ahead(recipe.layout.block, recipe.layout.knot)
+    lines = [
+        f"system      {recipe.config.name}: {recipe.kind} streaming"
+        + "".join(f"; approximate because {why}" for why in recipe.approximations),
+        f"look-ahead  {ahead.action} frames of actions; a prompt shows after {ahead.prompt} frames, of which "
+        f"{ahead.begun} have begun",
+    ]
+    if recipe.config.vae.form != "none":
+        geometry = recipe.config.vae.geometry
+        lines.append(
+            f"latents     {recipe.frames} of {'x'.join(map(str, recipe.frame_shape))}, {geometry.time} frames each"
+            + (", the first of one; look-ahead counts latents" if geometry.apart else "; look-ahead counts latents")
+        )
+    return lines
+
+
+def _about_autoencoder(recipe: AutoencoderRecipe):
+    geometry = recipe.vae.geometry
+    frames = (recipe.frames, *recipe.frame_shape)
+    latents = geometry.latent_shape(frames)
+    ratio = math.prod(frames) / math.prod(latents)
+    return [
+        f"system      {recipe.config.name}: {recipe.vae.config.form} autoencoder, {'x'.join(map(str, frames))} -> "
+        f"{'x'.join(map(str, latents))}, {ratio:.1f} numbers to one",
+    ]
 
 
 def aligned(rows, right=()) -> str:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from causal_diffusion.parallel.rules import param_shardings
-from causal_diffusion.recipe import Recipe
 from causal_diffusion.training.optimizer import make_optimizer
 
 Array = Any
@@ -31,7 +30,12 @@ class TrainState:
     key: Array
 
 
-def create(recipe: Recipe, key) -> TrainState:
+def optimizer_of(recipe):
+    """The optimizer of a recipe, with the groups of parameters that it names."""
+    return make_optimizer(recipe.config.train, getattr(recipe, "labels", None))
+
+
+def create(recipe, key) -> TrainState:
     """A fresh state. The averaged parameters start as the parameters."""
     init, run = jax.random.split(key)
     params = recipe.init_params(init)
@@ -39,27 +43,27 @@ def create(recipe: Recipe, key) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
-        opt_state=make_optimizer(recipe.config.train).init(params),
+        opt_state=optimizer_of(recipe).init(params),
         key=run,
     )
 
 
-def abstract_state(recipe: Recipe, mesh) -> tuple[TrainState, TrainState]:
+def abstract_state(recipe, mesh) -> tuple[TrainState, TrainState]:
     """(ShapeDtypeStructs, shardings) of every leaf. Makes no arrays."""
     shapes = jax.eval_shape(lambda key: create(recipe, key), jax.random.key(0))
     return shapes, param_shardings(shapes, mesh)
 
 
-def sharded_state(recipe: Recipe, mesh, seed: int) -> TrainState:
+def sharded_state(recipe, mesh, seed: int) -> TrainState:
     """A fresh state laid out over the mesh."""
     _, shardings = abstract_state(recipe, mesh)
     return jax.jit(lambda key: create(recipe, key), out_shardings=shardings)(jax.random.key(seed))
 
 
-def apply_gradients(recipe: Recipe, state: TrainState, grads) -> TrainState:
+def apply_gradients(recipe, state: TrainState, grads) -> TrainState:
     """One optimizer step and one step of the average, e <- d e + (1 - d) p with d = min(ema, (1 + n) / (10 + n))."""
     config = recipe.config.train
-    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer_of(recipe).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.ema, (1.0 + n) / (10.0 + n))

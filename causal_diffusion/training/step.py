@@ -6,19 +6,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from causal_diffusion.autoencoder import AutoencoderRecipe
+from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.pipeline import batch_spec
-from causal_diffusion.data.sources import element_spec
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import batch_sharding, check_batch, replicated
 from causal_diffusion.recipe import Recipe
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
+from causal_diffusion.training.objectives.reconstruction import autoencoder_gradients
 from causal_diffusion.training.optimizer import learning_rate
 from causal_diffusion.training.state import TrainState, abstract_state, apply_gradients
 
 
-def gradients(recipe: Recipe, params, batch, key, accumulate: int = 1):
-    """Mean gradient and metrics of a batch, in ``accumulate`` micro-batches one after the other."""
-    grad = jax.grad(functools.partial(diffusion_loss, recipe), has_aux=True)
+def diffusion_gradients(recipe: Recipe, params, batch, key, step):
+    """Gradients and metrics of the diffusion objective, which is the same at every step."""
+    return jax.grad(functools.partial(diffusion_loss, recipe), has_aux=True)(params, batch, key)
+
+
+OBJECTIVES = {Recipe: diffusion_gradients, AutoencoderRecipe: autoencoder_gradients}
+
+
+def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()):
+    """Mean gradient and metrics of a batch, in ``accumulate`` micro-batches one after the other.
+
+    ``step``: steps done so far. ``frozen``: networks that judge and do not learn, as the objective takes them.
+    """
+
+    def grad(params, batch, key):
+        return OBJECTIVES[type(recipe)](recipe, params, batch, key, step, *frozen)
+
     if accumulate == 1:
         return grad(params, batch, key)
 
@@ -37,10 +53,10 @@ def gradients(recipe: Recipe, params, batch, key, accumulate: int = 1):
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    """One update. Metrics: loss, loss_by_frame, grad_norm, param_norm, lr."""
+def train_step(recipe, state: TrainState, batch: dict, *frozen) -> tuple[TrainState, dict]:
+    """One update. Metrics: those of the objective, 'loss' among them, and grad_norm, param_norm, lr."""
     config = recipe.config.train
-    grads, metrics = gradients(recipe, state.params, batch, state.key, config.accumulate)
+    grads, metrics = gradients(recipe, state.params, batch, state.key, config.accumulate, state.step, frozen)
     new = apply_gradients(recipe, state, grads)
     metrics |= {
         "grad_norm": optax.tree.norm(grads),
@@ -50,10 +66,11 @@ def train_step(recipe: Recipe, state: TrainState, batch: dict) -> tuple[TrainSta
     return new, metrics
 
 
-def compile_step(recipe: Recipe, mesh, spec: dict | None = None):
-    """The compiled step (state, batch) -> (state, metrics) on a mesh; the state is donated. Needs no arrays.
+def compile_step(recipe, mesh, spec: dict | None = None, *frozen):
+    """The compiled step (state, batch, *frozen) -> (state, metrics) on a mesh; the state is donated. Needs no arrays.
 
-    ``spec``: shapes of one clip, see ``data.sources``; None: those that the config states.
+    ``spec``: shapes of one clip, see ``data.sources``, or of its latents; None: those that the config states.
+    ``frozen``: pytrees of arrays or their shapes, as ``gradients`` takes them; every device holds them whole.
     """
     config = recipe.config.train
     if config.batch % config.accumulate:
@@ -62,8 +79,8 @@ def compile_step(recipe: Recipe, mesh, spec: dict | None = None):
             f"train.batch = {max(1, config.batch // config.accumulate) * config.accumulate} would do"
         )
     check_batch(mesh, config.batch, name="train.batch")
-    spec = spec or element_spec(recipe.config.data)
-    text = recipe.model.config.text
+    spec = spec or clip_shapes(recipe.config)
+    text = recipe.config.model.text if isinstance(recipe, Recipe) else 0
     if text and "text" not in spec:
         raise UserError(f"model.text is {text} and the clips have no text: model.text = 0 would do")
     if text and spec["text"].shape[-1] != text:
@@ -74,12 +91,12 @@ def compile_step(recipe: Recipe, mesh, spec: dict | None = None):
     rows = batch_sharding(mesh)
     step = jax.jit(
         functools.partial(train_step, recipe),
-        in_shardings=(shardings, {name: rows for name in spec}),
+        in_shardings=(shardings, {name: rows for name in spec}, *(replicated(mesh) for _ in frozen)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        return step.lower(shapes, spec).compile()
+        return step.lower(shapes, spec, *frozen).compile()
 
 
 def held_out_loss(recipe: Recipe, params, video, condition: dict) -> float:

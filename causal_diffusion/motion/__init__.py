@@ -1,0 +1,1 @@
+"""Skeletons and representations of human motion: numpy and jax math, without parameters."""

@@ -1,0 +1,250 @@
+"""The causal video VAE of Wan 2.1 at any size: a video of 1 + 4n frames <-> 1 + n latents of 8 x 8 pixels each.
+
+::
+
+    encoder   conv_in | stage 0: res res down | stage 1: res res down | ... res res | mid: res attention res | head
+    decoder   conv_in | mid: res attention res | stage 0: res res res up | ...                res res res | head
+
+    res       norm, SiLU, conv, norm, SiLU, conv, beside the input (or its projection to another width)
+    down      every frame to half its height and width; where ``time_down`` says so, then pairs of frames to one
+    up        where the mirrored stage halved time, each frame to two; then every frame to twice its height and width,
+              and half as many channels
+    head      norm, SiLU, conv
+
+Convolutions are causal, norms see the channels of one position only, and attention stays inside a frame, in the middle
+alone. So all that a piece of a clip needs of its past are the last frames that each convolution saw, and the first
+frame, which is never paired, makes an image a video of one frame (Wan et al. 2025, arXiv 2503.20314).
+
+With ``time_kernel`` 1 nothing reaches across frames: a plain 2-D VAE of each frame. A decoder may be smaller than the
+encoder: the fast one, distilled from a large one.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
+from causal_diffusion.nn.causal_conv import (
+    Carry,
+    CausalConv,
+    ChannelNorm,
+    FrameConv,
+    TimeDownsample,
+    TimeUpsample,
+    enlarge,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoVAEConfig:
+    """Sizes; the defaults are Wan 2.1's."""
+
+    channels: int = 3  # of the data
+    base: int = 96  # width that the multipliers multiply
+    decoder_base: int = 0  # the same of the decoder; 0: as base
+    latent: int = 16  # channels of a latent
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)  # width of each stage over base; space is halved between stages
+    blocks: int = 2  # residual blocks in each stage of the encoder
+    decoder_blocks: int = 0  # the same of the decoder; 0: one more
+    time_down: tuple[bool, ...] = (False, True, True)  # between which stages time is halved as well
+    time_kernel: int = 3  # taps along time; 1: each frame by itself
+    remat: bool = False  # whether the backward pass computes the inside of residual blocks again
+    dtype: str = "auto"  # of convolutions: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
+
+    def __post_init__(self):
+        lows = dict(channels=1, base=1, decoder_base=0, latent=1, blocks=1, decoder_blocks=0)
+        for name, low in lows.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"vae.video.{name} is {getattr(self, name)}; it is at least {low}, {low} would do")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(
+                f"vae.video.multipliers is {self.multipliers}: one whole number >= 1 for every stage, (1, 2) would do"
+            )
+        if len(self.time_down) != len(self.multipliers) - 1:
+            given = (*self.time_down, *(False,) * len(self.multipliers))[: len(self.multipliers) - 1]
+            raise ValueError(
+                f"vae.video.time_down is {self.time_down} and vae.video.multipliers is {self.multipliers}: one of True "
+                f"and False between every two stages, {given} would do"
+            )
+        if self.time_kernel not in (1, 3):
+            raise ValueError(f"vae.video.time_kernel is {self.time_kernel}; 3 taps or 1, 3 would do")
+        if self.time_kernel == 1 and any(self.time_down):
+            raise ValueError(
+                f"vae.video.time_down is {self.time_down} and vae.video.time_kernel is 1: frames that do not see each "
+                f"other stay as many, vae.video.time_down = {(False,) * len(self.time_down)} would do"
+            )
+        base, name = (self.decoder_base, "decoder_base") if self.decoder_base else (self.base, "base")
+        if any(base * m % 2 for m in self.multipliers[1:]):
+            raise ValueError(
+                f"vae.video.{name} is {base} and vae.video.multipliers is {self.multipliers}: the decoder halves its "
+                f"width with every upsampling, vae.video.{name} = {base + 1} would do"
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"vae.video.dtype is {self.dtype!r}; one of auto, float32, bfloat16, 'auto' would do")
+
+    @property
+    def geometry(self) -> Geometry:
+        """What a latent stands for."""
+        time, space = 2 ** sum(self.time_down), 2 ** len(self.time_down)
+        return Geometry(time, time > 1, space, 2, self.channels, self.latent)
+
+    @property
+    def compute_dtype(self):
+        """The dtype of convolutions on the backend at hand."""
+        if self.dtype == "auto":
+            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype(self.dtype)
+
+    def conv(self, features: int, name: str, dtype=None) -> CausalConv:
+        """A 3 x 3 convolution with the taps along time that the config asks for."""
+        return CausalConv(features, (self.time_kernel, 3, 3), dtype=dtype or self.compute_dtype, name=name)
+
+    def block(self, features: int, name: str) -> "ResBlock":
+        """A residual block."""
+        return (nn.remat(ResBlock) if self.remat else ResBlock)(self, features, name=name)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, each after norm and SiLU: [B, T, H, W, C] -> [B, T, H, W, features]."""
+
+    config: VideoVAEConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        carry, h = Carry(state), x
+        for i in (1, 2):
+            h = nn.silu(ChannelNorm(name=f"norm{i}")(h))
+            h = carry(self.config.conv(self.features, f"conv{i}"), h)
+        if x.shape[-1] != self.features:
+            x = FrameConv(self.features, (1, 1), dtype=self.config.compute_dtype, name="shortcut")(x)
+        return x + h, carry.state
+
+
+class FrameAttention(nn.Module):
+    """Attention of one head among the positions of each frame, beside the input: [B, T, H, W, C] -> the same."""
+
+    config: VideoVAEConfig
+
+    @nn.compact
+    def __call__(self, x):
+        B, T, H, W, C = x.shape
+        dtype = self.config.compute_dtype
+        h = FrameConv(3 * C, (1, 1), dtype=dtype, name="qkv")(ChannelNorm(name="norm")(x))
+        q, k, v = jnp.split(h.reshape(B * T, H * W, 3 * C), 3, axis=-1)
+        scores = jnp.einsum("fqc,fkc->fqk", q * C**-0.5, k, preferred_element_type=jnp.float32)
+        h = jnp.einsum("fqk,fkc->fqc", jax.nn.softmax(scores).astype(dtype), v).reshape(x.shape)
+        return x + FrameConv(C, (1, 1), init=nn.initializers.zeros_init(), dtype=dtype, name="proj")(h)
+
+
+class Down(nn.Module):
+    """Half the height and width, and half the frames if ``time``: [B, T, H, W, C] -> [B, T', H / 2, W / 2, C]."""
+
+    config: VideoVAEConfig
+    time: bool
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        carry, dtype = Carry(state), self.config.compute_dtype
+        x = FrameConv(x.shape[-1], stride=2, pads=((0, 1), (0, 1)), dtype=dtype, name="space")(x)
+        if self.time:
+            x = carry(TimeDownsample(dtype=dtype, name="time"), x)
+        return x, carry.state
+
+
+class Up(nn.Module):
+    """Twice the frames if ``time``, then twice the height and width: [B, T, H, W, C] -> [B, T', 2 H, 2 W, C / 2]."""
+
+    config: VideoVAEConfig
+    time: bool
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        carry, dtype = Carry(state), self.config.compute_dtype
+        if self.time:
+            x = carry(TimeUpsample(dtype=dtype, name="time"), x)
+        return FrameConv(x.shape[-1] // 2, dtype=dtype, name="space")(enlarge(x)), carry.state
+
+
+def middle(config, carry, x):
+    """Residual block, attention, residual block."""
+    x = carry(config.block(x.shape[-1], "mid_0"), x)
+    x = FrameAttention(config, name="attention")(x)
+    return carry(config.block(x.shape[-1], "mid_1"), x)
+
+
+def head(config, carry, x, features):
+    """The last convolution, float32: latents and pixels are finer than bfloat16 is."""
+    x = nn.silu(ChannelNorm(name="norm_out")(x))
+    return carry(config.conv(features, "conv_out", jnp.float32), x)
+
+
+class Encoder(nn.Module):
+    """[B, T, H, W, C] -> [B, L, H / space, W / space, 2 Z]."""
+
+    config: VideoVAEConfig
+
+    @nn.compact
+    def __call__(self, x, state=None):
+        c, carry = self.config, Carry(state)
+        x = carry(c.conv(c.base, "conv_in"), x)
+        for i, multiplier in enumerate(c.multipliers):
+            for j in range(c.blocks):
+                x = carry(c.block(c.base * multiplier, f"res_{i}_{j}"), x)
+            if i < len(c.time_down):
+                x = carry(Down(c, c.time_down[i], name=f"down_{i}"), x)
+        return head(c, carry, middle(c, carry, x), 2 * c.latent), carry.state
+
+
+class Decoder(nn.Module):
+    """[B, L, H / space, W / space, Z] -> [B, T, H, W, C]. Its stages are numbered in the order of their use."""
+
+    config: VideoVAEConfig
+
+    @nn.compact
+    def __call__(self, z, state=None):
+        c, carry = self.config, Carry(state)
+        widths = [m * (c.decoder_base or c.base) for m in reversed(c.multipliers)]
+        x = middle(c, carry, carry(c.conv(widths[0], "conv_in"), z))
+        for i, width in enumerate(widths):
+            for j in range(c.decoder_blocks or c.blocks + 1):
+                x = carry(c.block(width, f"res_{i}_{j}"), x)
+            if i < len(c.time_down):
+                x = carry(Up(c, c.time_down[-1 - i], name=f"up_{i}"), x)
+        return head(c, carry, x, c.channels), carry.state
+
+
+class VideoVAE(Autoencoder):
+    """Wan 2.1's VAE: see the module's docstring, and ``nn.autoencoder`` for the methods.
+
+    Decoded frames are clipped to the range of the data, [-1, 1]; those that training looks at are not, so that
+    gradients reach every pixel.
+    """
+
+    config: VideoVAEConfig
+
+    encoder_end = ("quant_conv", "kernel")
+
+    def setup(self):
+        c = self.config
+        self.encoder, self.decoder = Encoder(c), Decoder(c)
+        self.quant_conv = FrameConv(2 * c.latent, (1, 1))
+        self.post_quant_conv = FrameConv(c.latent, (1, 1))
+
+    def encode(self, x, state=None):
+        """[B, T, H, W, C] in [-1, 1] -> (Encoded of [B, L, h, w, Z], state)."""
+        x, state = self.encoder(x, state)
+        return Encoded.gaussian(self.quant_conv(x)), state
+
+    def decode(self, z, state=None, clip: bool = True):
+        """[B, L, h, w, Z] -> ([B, T, H, W, C] in [-1, 1], or beyond without ``clip``; state)."""
+        x, state = self.decoder(self.post_quant_conv(z), state)
+        return jnp.clip(x, -1.0, 1.0) if clip else x, state
+
+    def reconstruct(self, x, key):
+        """The posterior, a draw z from it, and its decoding without ``clip``."""
+        encoded, _ = self.encode(x)
+        z = encoded.sample(key)
+        return encoded, z, self.decode(z, clip=False)[0]
