@@ -81,6 +81,8 @@ class ReconstructionConfig:
         for name in ("root", "root_weight", "kl", "kl_warmup", "perceptual", "gan", "gan_start", "align"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"reconstruction.{name} is {getattr(self, name)}; it is at least 0")
+        if self.gan_width < 1:
+            raise ValueError(f"reconstruction.gan_width is {self.gan_width}; it is at least 1, 64 would do")
         if self.lpips and not self.perceptual:
             raise ValueError(
                 f"reconstruction.lpips is {self.lpips!r} and reconstruction.perceptual is 0: its weights would not be "

@@ -27,13 +27,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.log = dict(every=50, evaluate=5000, checkpoint=1000)
     if variant in ("tiny", "fast"):
         c.data.update(frames=9, height=64, width=64, fps=8.0)
-        c.vae.video.update(base=12, multipliers=(1, 2, 4, 8), blocks=1, decoder_blocks=1, remat=False)
+        c.vae.video.update(base=16, multipliers=(1, 2, 4, 4), blocks=1, decoder_blocks=1, remat=False)
         c.reconstruction.update(fit="charbonnier", kl=1e-3, perceptual=0.0, gan=0.0, gan_start=0)
-        c.train.update(steps=1000, batch=4, lr=2e-3, warmup=50, ema=0.995)
+        c.train.update(steps=800, batch=4, lr=3e-3, warmup=50, ema=0.99)
         c.evaluate.update(clips=24)
-        c.log.update(every=10, evaluate=250, checkpoint=250)
+        c.log.update(every=10, evaluate=100, checkpoint=200)
     if variant == "fast":
-        c.vae.video.update(decoder_base=6)
+        c.vae.video.update(decoder_base=8)
         c.reconstruction.update(teacher="runs/video_vae")
         c.train.update(lr=3e-3)
     if variant not in ("", "tiny", "fast"):

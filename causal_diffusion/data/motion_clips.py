@@ -18,7 +18,8 @@ So joints keep their proportions, and a joint that hardly moves does not become 
     clip        |----------------------------------------------|
     elements    [--------][--------][--------]                       data.frames long, starts data.stride apart
 
-Everything is in memory, positions in float16 or float32 as the files have them; sources of one folder that are alive share it.
+Everything is in memory, positions in float16 or float32 as the files have them; sources of one folder that are alive
+share it.
 """
 
 import hashlib

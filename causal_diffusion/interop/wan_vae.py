@@ -19,6 +19,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import flax.traverse_util
@@ -189,13 +190,15 @@ def _read_pickle(path):
     except ImportError as error:
         raise UserError(f"{path} needs torch: pip install 'causal_diffusion[interop]'; .safetensors do not") from error
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickles of another protocol than torch's are read, or refused, as well
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({named[1]})" if named else ""
+        what = f" but {named[1]}" if named else ""
         raise UserError(
-            f"{path} holds more than tensors{what}, which could run code: refused, nothing of it was run; "
-            "a .safetensors file would do"
+            f"{path} holds not only tensors{what}: what else a pickle holds could run code, so it is refused, and "
+            "nothing of it was run; a .safetensors file would do"
         ) from error
     except Exception as error:  # a damaged file fails in a dozen ways
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error

@@ -21,7 +21,6 @@ import numpy as np
 from causal_diffusion.errors import UserError
 
 Array = Any
-FRAME = "data.frames"
 
 
 class Geometry(NamedTuple):
@@ -48,7 +47,7 @@ class Geometry(NamedTuple):
             near = [n for n in (low, low + self.time) if n > 0]
             rule = f"{first} + {self.time} n" if first else f"{self.time} n"
             raise UserError(
-                f"{frames} frames are no whole number of latents: a clip has {rule}, "
+                f"{frames} frames are no whole number of latents: {'a clip' if start else 'a later piece'} has {rule}, "
                 f"{' or '.join(map(str, near))} would do"
             )
         return first + (frames - first) // self.time
@@ -57,8 +56,8 @@ class Geometry(NamedTuple):
         """How many frames ``latents`` latents stand for, at the start of a clip or later."""
         return self.time * latents - (self.time - 1 if self.apart and start and latents else 0)
 
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """[T, *space, C] of a clip -> [L, *space', Z]. UserError where it does not fit."""
+    def latent_shape(self, shape: tuple[int, ...], start: bool = True) -> tuple[int, ...]:
+        """[T, *space, C] of a clip, or of a later piece, -> [L, *space', Z]. UserError where it does not fit."""
         frames, *space, channels = shape
         if len(space) != self.axes:
             axes = "[frames, channels]" if not self.axes else "[frames, height, width, channels]"
@@ -70,7 +69,7 @@ class Geometry(NamedTuple):
                 low = size // self.space * self.space
                 near = " or ".join(str(n) for n in (low, low + self.space) if n)
                 raise UserError(f"the {name} is {size}: a multiple of {self.space}, {near} would do")
-        return (self.latents(frames), *(size // self.space for size in space), self.latent)
+        return (self.latents(frames, start), *(size // self.space for size in space), self.latent)
 
     def frame_shape(self, latent: tuple[int, ...]) -> tuple[int, ...]:
         """[*space', Z] of a latent -> [*space, C] of a frame."""

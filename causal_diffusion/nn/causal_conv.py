@@ -188,15 +188,17 @@ class FrameConv(nn.Module):
 class ChannelNorm(nn.Module):
     """x / rms(x) * scale over the channels of each position: no statistics across time, so pieces equal the whole.
 
-    Wan 2.1's norm: x sqrt(C) / max(|x|, 1e-12), in float32.
+    Wan 2.1's norm: x sqrt(C) / max(|x|, 1e-12), in float32, but at zero, where its derivative is none worth following:
+    there it is 0, and not 1e12, which compounds from layer to layer.
     """
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
-        length = jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
-        return (y * (scale * x.shape[-1] ** 0.5 / length)).astype(x.dtype)
+        square = jnp.sum(y * y, axis=-1, keepdims=True)
+        inverse = jnp.where(square > 1e-24, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0.0)
+        return (y * (scale * x.shape[-1] ** 0.5 * inverse)).astype(x.dtype)
 
 
 class TimeDownsample(nn.Module):

@@ -5,8 +5,9 @@
     encoder   patches | spatial transformer | temporal transformer | head | Gaussian, or quantised
     decoder   embed | temporal transformer | spatial transformer | pixels
 
-    patches   p x p x C numbers of the first frame, pt x p x p x C of every later group of pt frames: norm, Linear,
-              norm, of each kind its own. Pixels likewise: a Linear of each kind
+    patches   p x p x C numbers of the first frame, pt x p x p x C of every later group of pt frames: Linear and norm,
+              of each kind its own. (No norm before it, as ports have: it would hide the brightness and the contrast
+              of every patch from an autoencoder.) Pixels likewise: a Linear of each kind
     spatial   full attention inside a frame; a small network of the offset between two cells biases it
     temporal  attention of every cell to its own past; -slope times the distance biases it (ALiBi)
     layer     (temporal: + depth-wise causal 3 x 3 x 3 convolution) + attention + gated feed-forward
@@ -32,6 +33,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.nn import quantise
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
 from causal_diffusion.nn.causal_conv import Carry, CausalConv
+from causal_diffusion.nn.patches import patchify, unpatchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +100,6 @@ class TokenizerConfig:
 def layer_norm(name: str, bias: bool = False) -> nn.LayerNorm:
     """Over channels, statistics in float32."""
     return nn.LayerNorm(epsilon=1e-5, use_bias=bias, use_fast_variance=False, dtype=jnp.float32, name=name)
-
-
-def patchify(x, patch: tuple[int, int, int]):
-    """[B, T, H, W, C] -> [B, T / pt, H / p, W / p, pt p p C]."""
-    B, T, H, W, C = x.shape
-    t, p, q = patch
-    x = x.reshape(B, T // t, t, H // p, p, W // q, q, C)
-    return jnp.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7)).reshape(B, T // t, H // p, W // q, t * p * q * C)
-
-
-def unpatchify(x, patch: tuple[int, int, int]):
-    """The inverse of ``patchify``."""
-    B, L, h, w, N = x.shape
-    t, p, q = patch
-    C = N // (t * p * q)
-    x = x.reshape(B, L, h, w, t, p, q, C)
-    return jnp.transpose(x, (0, 1, 4, 2, 5, 3, 6, 7)).reshape(B, L * t, h * p, w * q, C)
 
 
 def slopes(heads: int) -> np.ndarray:
@@ -267,8 +252,8 @@ class Encoder(nn.Module):
         parts = [("first", (1, *c.patch[1:]), x[:, :first]), ("rest", c.patch, x[:, first:])]
         tokens = []
         for name, patch, part in parts[1 - first :]:
-            part = layer_norm(f"{name}_in", bias=True)(patchify(part, patch))
-            tokens.append(layer_norm(f"{name}_out", bias=True)(c.linear(c.width, f"{name}_embed")(part)))
+            part = c.linear(c.width, f"{name}_embed")(patchify(part, patch))
+            tokens.append(layer_norm(f"{name}_norm", bias=True)(part))
         h = SpaceTransformer(c, name="space")(jnp.concatenate(tokens, axis=1).astype(c.compute_dtype))
         h, state = TimeTransformer(c, name="time")(h, state)
         return c.linear(c.latent * (2 if c.quantise == "none" else 1), "head", dtype=jnp.float32)(h), state
@@ -300,6 +285,7 @@ class CausalTokenizer(Autoencoder):
 
     config: TokenizerConfig
 
+    encoder_modules = ("encoder", "quantiser")
     encoder_end = ("encoder", "head", "kernel")
     decoder_end = ("decoder", "rest_pixels", "kernel")
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from causal_diffusion.nn.causal_conv import Carry, CausalConv, FrameConv, enlarge, interleave
+from causal_diffusion.nn.patches import patchify, unpatchify
 
 
 def half_identity(key, shape, dtype):
@@ -147,14 +148,15 @@ class UNet(nn.Module):
     """The denoiser.
 
     channels: of the video. widths: of every level. space_down, time_down: which levels halve space and time; the last
-    does not. blocks: ResNet blocks of a level. wide: size in space of the first kernel and the last; up: of those after
-    upsampling. edge: see ``CausalConv``.
+    does not. patch: pixels along height and width that a position stands for. blocks: ResNet blocks of a level. wide:
+    size in space of the first kernel and the last; up: of those after upsampling. edge: see ``CausalConv``.
     """
 
     channels: int
     widths: tuple[int, ...]
     space_down: tuple[bool, ...]
     time_down: tuple[bool, ...]
+    patch: int = 1
     blocks: int = 2
     wide: int = 7
     up: int = 5
@@ -165,10 +167,11 @@ class UNet(nn.Module):
     def __call__(self, x, state, step, context):
         """x [B, T, H, W, C], step float [B] in [0, 1], context: features at the sizes of the first levels' inputs
         -> (float32 [B, T, H, W, C], state)."""
+        patch = (1, self.patch, self.patch)
+        x = patchify(x, patch).astype(self.dtype)
         carry, skips, height, width = Carry(state), [], *x.shape[2:4]
         step = nn.Dense(4 * self.widths[0], dtype=self.dtype, name="step_in")(step[:, None])
         step = nn.Dense(self.widths[0], dtype=self.dtype, name="step_out")(nn.gelu(step, approximate=False))
-        x = x.astype(self.dtype)
         for level, features in enumerate(self.widths):
             if level < len(context):
                 x = jnp.concatenate([x, context[level]], axis=-1)
@@ -190,9 +193,9 @@ class UNet(nn.Module):
                 x = carry(TimeUp(self.dtype, name=f"fast{level}"), x)
         x = norm("norm")(x[:, :, :height, :width])
         conv = CausalConv(
-            self.channels, (3, self.wide, self.wide), edge=self.edge, dtype=self.dtype, name="conv_out"
-        )  # fmt: skip
-        return carry(conv, x).astype(jnp.float32), carry.state
+            self.channels * self.patch**2, (3, self.wide, self.wide), edge=self.edge, dtype=self.dtype, name="conv_out"
+        )
+        return unpatchify(carry(conv, x).astype(jnp.float32), patch), carry.state
 
     def level(self, carry, x, step, features, name, size=3, blocks=0):
         """ResNet blocks and attention; ``size`` is that of the first kernel."""

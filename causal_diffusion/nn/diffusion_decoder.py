@@ -36,14 +36,16 @@ from causal_diffusion.diffusion.solvers import SolverConfig, make
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, normal
 from causal_diffusion.nn.causal_conv import Carry
 from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNet, time_down
+from causal_diffusion.nn.patches import patchify
 
 DDIM = make(SolverConfig("ddim"))
 
 
 @dataclasses.dataclass(frozen=True)
 class CDTConfig:
-    """Sizes. The defaults are the published base model; the small one has base 64, finest 3, pad 'edge' and
-    space_down (True, True, True, False)."""
+    """Sizes. The defaults are the published base model, of 192,592,755 parameters; the small one, of 120,672,838, has
+    base 64, finest 3, pad 'edge', space_down (True, True, True, False), and upsamples by transposed convolutions.
+    """
 
     channels: int = 3  # of the data
     latent: int = 16  # channels of a latent
@@ -53,6 +55,7 @@ class CDTConfig:
     unet_multipliers: tuple[int, ...] = ()  # of each level of the U-Net; (): 1, 2, ..., for two levels more than stages
     time_down: tuple[bool, ...] = (True, True)  # which of the last stages halve time
     space_down: tuple[bool, ...] = ()  # which of the last stages halve height and width; (): all but the first
+    patch: int = 1  # pixels along height and width that enter and leave as channels; as published 1, 2 or more is fast
     blocks: int = 2  # ResNet blocks in each level of the U-Net
     finest: int = 16  # channels of the features that have the size of the frames
     wide: int = 7  # size in space of the first kernels and of the last
@@ -65,7 +68,7 @@ class CDTConfig:
     dtype: str = "auto"  # of convolutions: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        for name in ("channels", "latent", "base", "unet", "blocks", "finest", "steps"):
+        for name in ("channels", "latent", "base", "unet", "patch", "blocks", "finest", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"vae.cdt.{name} is {getattr(self, name)}; it is at least 1, 1 would do")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -113,7 +116,7 @@ class CDTConfig:
     def geometry(self) -> Geometry:
         """What a latent stands for."""
         space, time = (2 ** sum(flags) for flags in self.halves)
-        return Geometry(time, True, space, 2, self.channels, self.latent)
+        return Geometry(time, True, space * self.patch, 2, self.channels, self.latent)
 
     @property
     def process(self) -> Process:
@@ -148,6 +151,7 @@ class Compressor(nn.Module):
     @nn.compact
     def __call__(self, x, state=None):
         c, carry = self.config, Carry(state)
+        x = patchify(x, (1, c.patch, c.patch))
         for i, (times, space, time) in enumerate(zip(c.multipliers, *c.halves, strict=True)):
             x = carry(ResNet(c.base * times, 3 if i else c.wide, **c.form, name=f"stage{i}"), x)
             if space:
@@ -211,6 +215,7 @@ class CDT(Autoencoder):
             widths=tuple(c.unet * times for times in multipliers),
             space_down=(*(*space, *(True,) * further)[:-1], False),
             time_down=(*(*time, *(False,) * further)[:-1], False),
+            patch=c.patch,
             blocks=c.blocks,
             wide=c.wide,
             up=c.up,
@@ -231,7 +236,9 @@ class CDT(Autoencoder):
         c = self.config
         past = self._start(z.shape[0], key) if state is None else state
         context, kept = self.context(z, None if state is None else state["context"])
-        x = c.noise * frame_noise(past["key"], past["frame"], (*context[0].shape[1:4], c.channels))
+        frames, height, width = context[0].shape[1:4]
+        shape = (frames, height * c.patch, width * c.patch, c.channels)
+        x = c.noise * frame_noise(past["key"], past["frame"], shape)
         new = {"key": past["key"], "frame": past["frame"] + x.shape[1], "context": kept, "steps": {}}
 
         for k in reversed(range(c.steps)):

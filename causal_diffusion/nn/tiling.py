@@ -61,9 +61,8 @@ class TiledVAE:
 
     def encode_piece(self, params, video, state=None):
         """One piece of a clip: (mean [B, L, h, w, Z], state), a tuple of the tiles'. ``state`` None: the first one."""
-        g = self.vae.geometry
-        g.latent_shape((g.frames(1), *video.shape[2:]))
-        return self._tiled(functools.partial(self.vae.encode_piece, params), video, g.space, 1, state)
+        video, space = self.vae.checked(video, start=state is None), self.vae.geometry.space
+        return self._tiled(functools.partial(self.vae.encode_piece, params), video, space, 1, state)
 
     def decode_piece(self, params, latents, state=None):
         """One piece of a clip: (video [B, T, H, W, C], state), a tuple of the tiles'. ``state`` None: the first one."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from causal_diffusion.errors import UserError
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, check_finite
 from causal_diffusion.nn.causal_tokenizer import CausalTokenizer, TokenizerConfig
 from causal_diffusion.nn.diffusion_decoder import CDT, CDTConfig
@@ -68,6 +69,17 @@ class VAE:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    def __post_init__(self):
+        if self.config.form == "none":
+            raise ValueError("vae.form is 'none': vae.form = 'video' would do")
+        for name in ("mean", "std"):  # hashable, whatever they came as
+            object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
+            if len(getattr(self, name)) not in (0, self.geometry.latent) or len(self.mean) != len(self.std):
+                raise ValueError(
+                    f"latents have {self.geometry.latent} channels, their mean {len(self.mean)} numbers and their "
+                    f"deviation {len(self.std)}: as many each, or none, would do"
+                )
+
     @property
     def network(self) -> Autoencoder:
         """The Linen module."""
@@ -101,8 +113,8 @@ class VAE:
         out, state, at = [], None, 0
         for take in self._pieces(self.geometry.latents(video.shape[1]), piece):
             frames = self.geometry.frames(take, start=not at)
-            mean, state = self.encode_piece(params, video[:, at : at + frames], state)
-            out.append(mean)
+            encoded, state = _encode(self, params, video[:, at : at + frames], state)
+            out.append(encoded.mean)
             at += frames
         return jnp.concatenate(out, axis=1)
 
@@ -118,12 +130,16 @@ class VAE:
         return jnp.concatenate(out, axis=1)
 
     def encode_piece(self, params, video, state=None):
-        """One piece of a clip: (mean [B, L, *space', Z], state). ``state`` None: the first one."""
-        encoded, state = _encode(self, params, video, state)
+        """One piece of a clip, whole groups of frames: (mean [B, L, *space', Z], state). ``state`` None: the first."""
+        encoded, state = _encode(self, params, self.checked(video, start=state is None), state)
         return encoded.mean, state
 
     def decode_piece(self, params, latents, state=None):
         """One piece of a clip: (video [B, T, *space, C], state). ``state`` None: the first one."""
+        g = self.geometry
+        if np.ndim(latents) != 3 + g.axes or np.shape(latents)[-1] != g.latent or not all(np.shape(latents)[:2]):
+            axes = "height, width, " if g.axes else ""
+            raise UserError(f"latents have the shape {np.shape(latents)}: they are [clips, latents, {axes}{g.latent}]")
         return _decode(self, params, latents, state)
 
     def posterior(self, params, video) -> Encoded:
@@ -138,18 +154,27 @@ class VAE:
         """The inverse of ``normalise``."""
         return latents * np.float32(self.std) + np.float32(self.mean) if self.mean else latents
 
-    def checked(self, video):
-        """Whole clips as float32; UserError where they cannot be encoded."""
-        self.geometry.latent_shape(np.shape(video)[1:])
-        if isinstance(video, jax.core.Tracer):
-            return video.astype(jnp.float32)
-        if np.asarray(video).dtype == np.uint8:
-            return np.asarray(video, np.float32) / 127.5 - 1.0
-        check_finite(video)
-        return jnp.asarray(video, jnp.float32)
+    def checked(self, video, start: bool = True):
+        """Clips, or pieces of them, as float32; UserError where they cannot be encoded."""
+        shape, g = np.shape(video), self.geometry
+        if len(shape) != 3 + g.axes or not shape[0]:
+            axes = "height, width, " if g.axes else ""
+            raise UserError(f"clips have the shape {shape}: they are [clips, frames, {axes}{g.channels}]")
+        g.latent_shape(shape[1:], start)
+        video = video if isinstance(video, jax.Array) else np.asarray(video)
+        if video.dtype == np.uint8:
+            return video.astype(np.float32) / 127.5 - 1.0
+        if not jnp.issubdtype(video.dtype, jnp.floating):
+            raise UserError(f"clips are {video.dtype}: they are floating point in the range of the data, or uint8")
+        video = video.astype(np.float32)
+        if not isinstance(video, jax.core.Tracer):
+            check_finite(video)
+        return video
 
     def _pieces(self, latents, piece):
         """The first latent alone where it is apart, then ``piece`` at a time."""
+        if piece < 0:
+            raise UserError(f"piece is {piece}: at least 1 latent is made at a time, or 0 for all at once")
         first = 1 if self.geometry.apart else 0
         rest = latents - first
         return [n for n in (first, *(min(piece, rest - at) for at in range(0, rest, piece))) if n]

@@ -216,35 +216,36 @@ class Decoder(nn.Module):
         return head(c, carry, x, c.channels), carry.state
 
 
-class VideoVAE(Autoencoder):
-    """Wan 2.1's VAE: see the module's docstring, and ``nn.autoencoder`` for the methods.
+@jax.custom_jvp
+def clipped(x):
+    """x within [-1, 1]; its gradient is that of x, so that a pixel beyond can learn to come back."""
+    return jnp.clip(x, -1.0, 1.0)
 
-    Decoded frames are clipped to the range of the data, [-1, 1]; those that training looks at are not, so that
-    gradients reach every pixel.
-    """
+
+@clipped.defjvp
+def _clipped_jvp(primals, tangents):
+    return clipped(*primals), tangents[0]
+
+
+class VideoVAE(Autoencoder):
+    """Wan 2.1's VAE: see the module's docstring, and ``nn.autoencoder`` for the methods."""
 
     config: VideoVAEConfig
 
+    encoder_modules = ("encoder", "quant_conv")
     encoder_end = ("quant_conv", "kernel")
 
     def setup(self):
         c = self.config
         self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quant_conv = FrameConv(2 * c.latent, (1, 1))
-        self.post_quant_conv = FrameConv(c.latent, (1, 1))
+        self.quant_conv, self.post_quant_conv = FrameConv(2 * c.latent, (1, 1)), FrameConv(c.latent, (1, 1))
 
     def encode(self, x, state=None):
         """[B, T, H, W, C] in [-1, 1] -> (Encoded of [B, L, h, w, Z], state)."""
         x, state = self.encoder(x, state)
         return Encoded.gaussian(self.quant_conv(x)), state
 
-    def decode(self, z, state=None, clip: bool = True):
-        """[B, L, h, w, Z] -> ([B, T, H, W, C] in [-1, 1], or beyond without ``clip``; state)."""
+    def decode(self, z, state=None):
+        """[B, L, h, w, Z] -> ([B, T, H, W, C] in [-1, 1], state)."""
         x, state = self.decoder(self.post_quant_conv(z), state)
-        return jnp.clip(x, -1.0, 1.0) if clip else x, state
-
-    def reconstruct(self, x, key):
-        """The posterior, a draw z from it, and its decoding without ``clip``."""
-        encoded, _ = self.encode(x)
-        z = encoded.sample(key)
-        return encoded, z, self.decode(z, clip=False)[0]
+        return clipped(x), state

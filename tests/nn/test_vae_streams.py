@@ -28,7 +28,7 @@ SMALL = {
         base=4, latent=2, unet=4, multipliers=(1, 2), unet_multipliers=(1, 1, 1), time_down=(True,), blocks=1)),
     "cdt 3 steps": VAEConfig("cdt", cdt=CDTConfig(
         base=4, latent=2, unet=4, multipliers=(1, 2), unet_multipliers=(1, 1, 1), time_down=(True,), blocks=1,
-        wide=3, up=3, pad="edge", steps=3)),
+        wide=3, up=3, pad="edge", steps=3, patch=2)),
 }  # fmt: skip
 LATENTS = 4
 PLANS = ((1, 1, 1, 1), (1, 3), (1, 2, 1), (2, 2), (3, 1))  # latents per piece
