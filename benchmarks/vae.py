@@ -10,13 +10,14 @@ and nothing is timed unless latents and videos are equal to 1e-4 of the largest 
 one of each side right after the other, the order changing from pair to pair. diffusers encodes four frames and decodes
 one latent at a time; ours takes clips whole, in one program, unless ``--piece`` says how many latents at a time.
 
-The machine must be quiet: torch's threads wait for each other by spinning, and lose far more to other work than ours.
-On a busy one, ``taskset -c 0 python benchmarks/vae.py`` gives either side one processor and one thread, and the ratio
-of processor time is the one to read.
+Clips come in pairs: for a single small one torch leaves oneDNN's convolutions for a plain loop, 20 times slower, and a
+comparison with that says little (``--batch=1`` makes it). The machine must be quiet: torch's threads wait for each
+other by spinning, and lose far more to other work than ours; with ``OMP_WAIT_POLICY=PASSIVE`` they sleep instead, and
+the ratio of processor time can be read on a busy machine too.
 
 One line is printed per size and direction:
 
-    frames/s    of theirs and of ours: the clip's frames by the median time of a pass
+    frames/s    of theirs and of ours: the frames of all clips by the median time of a pass
     ratio       of their time and ours in the same pair, the median of all pairs: above 1, ours is faster. Its interval
                 (95 %) is a bootstrap over pairs
     processor   the same of processor time
@@ -130,8 +131,8 @@ def serve(side, folder, piece, pipe):
         pipe.send((None if x is None else subject.array(y), times))
 
 
-def write_random_weights(folder, base, frames, side):
-    """A folder of diffusers' layout with weights of Wan 2.1's form, and a random clip [1, T, H, W, 3]."""
+def write_random_weights(folder, base, shape):
+    """A folder of diffusers' layout with weights of Wan 2.1's form, and random clips."""
     import jax
 
     from causal_diffusion.interop.wan_vae import save
@@ -146,15 +147,15 @@ def write_random_weights(folder, base, frames, side):
         return value / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 1 + 0.1 * value
 
     save(folder, vae, jax.tree.map(fill, jax.eval_shape(vae.init, jax.random.key(0))))
-    return rng.uniform(-1, 1, (1, frames, side, side, 3)).astype(np.float32)
+    return rng.uniform(-1, 1, shape).astype(np.float32)
 
 
-def measure(size: str, pairs: int, piece: int = 0) -> list[dict]:
-    """Encodes and decodes a clip ``pairs`` times on either side and reports what the module's docstring lists."""
+def measure(size: str, pairs: int, batch: int = 2, piece: int = 0) -> list[dict]:
+    """Encodes and decodes clips ``pairs`` times on either side and reports what the module's docstring lists."""
     base, frames, side = parsed(size)
     context, results = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder:
-        clip = write_random_weights(folder, base, frames, side)
+        given = write_random_weights(folder, base, (batch, frames, side, side, 3))
         workers, before = {}, {}
         for name, subject in (("theirs", Theirs), ("ours", Ours)):
             pipe, end = context.Pipe()
@@ -167,7 +168,6 @@ def measure(size: str, pairs: int, piece: int = 0) -> list[dict]:
             workers[name][1].send((direction, x))
             return workers[name][1].recv()
 
-        given = clip
         for direction in ("encode", "decode"):
             outputs = {name: ask(name, direction, given)[0] for name in workers}
             largest = np.abs(outputs["theirs"]).max()
@@ -180,11 +180,11 @@ def measure(size: str, pairs: int, piece: int = 0) -> list[dict]:
                     times[name].append(ask(name, direction)[1])
             theirs, ours = (np.asarray(times[name]).T for name in ("theirs", "ours"))
             results.append({
-                "size": size, "direction": direction, "frames": frames, "piece": piece, "pairs": pairs,
+                "size": size, "direction": direction, "frames": frames, "batch": batch, "piece": piece, "pairs": pairs,
                 "theirs_seconds": theirs[0].tolist(), "ours_seconds": ours[0].tolist(),
                 "theirs_processor_seconds": theirs[1].tolist(), "ours_processor_seconds": ours[1].tolist(),
-                "theirs_frames_per_second": frames / float(np.median(theirs[0])),
-                "ours_frames_per_second": frames / float(np.median(ours[0])),
+                "theirs_frames_per_second": batch * frames / float(np.median(theirs[0])),
+                "ours_frames_per_second": batch * frames / float(np.median(ours[0])),
                 "ratio": median_ratio(theirs[0], ours[0]), "processor_ratio": median_ratio(theirs[1], ours[1]),
                 "difference": difference,
             })  # fmt: skip
@@ -230,6 +230,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", default=SIZES, help="base width x frames x pixels, such as 96x5x64")
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=2, help="clips at a time")
     parser.add_argument("--piece", type=int, default=0, help="latents that ours takes at a time; 0: all")
     parser.add_argument("--json", type=Path, help="file for one JSON object per size, direction and line")
     args = parser.parse_args(arguments)
@@ -238,7 +239,7 @@ def main(arguments=None):
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("")
     for size in args.sizes:
-        for result in measure(size, args.pairs, args.piece):
+        for result in measure(size, args.pairs, args.batch, args.piece):
             print(line(result), flush=True)
             if args.json:
                 with args.json.open("a") as file:

@@ -124,8 +124,8 @@ class StreamConfig:
 class Config:
     """A system: its six choices, its network, its data, and how it is trained; or the autoencoder of one.
 
-    With ``trains = 'vae'`` the run makes the autoencoder of section ``vae``. Else it makes the transformer; then ``vae``,
-    where it has a form, says whose latents the transformer works on.
+    With ``trains = 'vae'`` the run makes the autoencoder of section ``vae``. Else it makes the transformer; then
+    ``vae``, where it has a form, says whose latents the transformer works on.
     """
 
     name: str = "unnamed"

@@ -3,10 +3,10 @@
 Paper:     Yang et al. 2025, arXiv 2503.03708 (no weights were released, and no weights of the losses).
 Command:   python train.py --config=configs/cdt.py --workdir=runs/cdt
            after setting PATH below (or adding --config.data.path=/where/your/videos/are).
-Method:    a causal U-Net predicts the clip from a noised one and the latent's features, at a random step of 8,192; MSE, KL
-           and a perceptual distance (LPIPS where reconstruction.lpips names a file of its weights); no GAN. Decoding
+Method:    a causal U-Net predicts the clip from a noised one and the latent's features, at a random step of 8,192; MSE,
+           KL and a perceptual distance (LPIPS where reconstruction.lpips names a file of its weights); no GAN. Decoding
            takes vae.cdt.steps passes, 1 as in the paper's fast form; a stream keeps a cache for each.
-Hardware:  the full size, COUNT parameters: a node of accelerators. 'tiny': two CPU cores, fifteen minutes.
+Hardware:  the full size, 192,592,755 parameters: a node of accelerators. 'tiny': two CPU cores, fifteen minutes.
 Expected:  'tiny', on 64 x 64 crops of real footage: docs/vae.md.
 """
 
@@ -27,7 +27,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.log = dict(every=50, evaluate=10_000, checkpoint=2000)
     if variant == "tiny":
         c.data.update(frames=9, height=64, width=64, fps=8.0)
-        c.reconstruction.update(fit="charbonnier", kl=1e-3, perceptual=0.0)
+        c.vae.cdt.update(base=24, unet=24, multipliers=(1, 2, 3), unet_multipliers=(1, 2, 4), patch=2, wide=3, up=3)
+        c.vae.cdt.update(blocks=1, space_down=(True, True, False))
+        c.reconstruction.update(fit="mse", kl=1e-3, perceptual=0.0)
         c.train.update(steps=700, batch=4, lr=2e-3, warmup=50, ema=0.99)
         c.evaluate.update(clips=24)
         c.log.update(every=10, evaluate=175, checkpoint=175)

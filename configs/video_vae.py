@@ -1,11 +1,11 @@
 """The causal video VAE of Wan 2.1: 16 numbers for 8 x 8 pixels of 4 frames, streamed exactly.
 
-Paper:     Wan et al. 2025, arXiv 2503.20314 (127 M parameters).
+Paper:     Wan et al. 2025, arXiv 2503.20314 (126,892,531 parameters).
 Command:   python train.py --config=configs/video_vae.py --workdir=runs/video_vae
            after setting PATH below (or adding --config.data.path=/where/your/videos/are).
-Method:    L1, LPIPS where reconstruction.lpips names a file of its weights (else a multi-scale feature distance), KL, and
-           from step 50,000 on the hinge loss of a causal patch discriminator, weighed by gradient norms. The paper trains
-           images first, then small and short videos; it does not tell the weights of its losses, which are ours.
+Method:    L1, LPIPS where reconstruction.lpips names a file of its weights (else a multi-scale feature distance), KL,
+           and from step 50,000 on the hinge loss of a causal patch discriminator, weighed by gradient norms. The paper
+           trains images first, then small and short videos; it does not tell the weights of its losses, which are ours.
 Hardware:  the full size: a node of accelerators with 80 GB. 'tiny': two CPU cores, 12 minutes.
 Expected:  'tiny', on 64 x 64 crops of real footage: docs/vae.md.
 """
@@ -28,10 +28,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant in ("tiny", "fast"):
         c.data.update(frames=9, height=64, width=64, fps=8.0)
         c.vae.video.update(base=16, multipliers=(1, 2, 4, 4), blocks=1, decoder_blocks=1, remat=False)
-        c.reconstruction.update(fit="charbonnier", kl=1e-3, perceptual=0.0, gan=0.0, gan_start=0)
-        c.train.update(steps=800, batch=4, lr=3e-3, warmup=50, ema=0.99)
+        c.reconstruction.update(fit="mse", kl=1e-3, perceptual=0.0, gan=0.0, gan_start=0)
+        c.train.update(steps=1500, batch=2, lr=2e-3, warmup=50, ema=0.99)
         c.evaluate.update(clips=24)
-        c.log.update(every=10, evaluate=100, checkpoint=200)
+        c.log.update(every=10, evaluate=300, checkpoint=300)
     if variant == "fast":
         c.vae.video.update(decoder_base=8)
         c.reconstruction.update(teacher="runs/video_vae")

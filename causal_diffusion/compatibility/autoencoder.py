@@ -65,9 +65,14 @@ def check_autoencoder(config: Config) -> tuple[int, ...]:
             "autoencoder is distilled, vae.form = 'video' would do"
         )
     if loss.root > shape[-1]:
-        refuse(f"reconstruction.root is {loss.root} and the data have {shape[-1]} channels: at most as many count as root")
+        refuse(
+            f"reconstruction.root is {loss.root} and the data have {shape[-1]} channels: at most as many count as "
+            f"root, reconstruction.root = {shape[-1]} would do"
+        )
     if loss.lpips and not vae.geometry.axes:
-        refuse(f"reconstruction.lpips is {loss.lpips!r} and the data are no pictures: reconstruction.lpips = '' would do")
+        refuse(
+            f"reconstruction.lpips is {loss.lpips!r} and the data are no pictures: reconstruction.lpips = '' would do"
+        )
     return shape
 
 

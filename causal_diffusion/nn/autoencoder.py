@@ -136,6 +136,13 @@ class Autoencoder(nn.Module):
         return self.reconstruct(x, jax.random.split(jax.random.key(0), x.shape[0]))[2]
 
 
+def narrow(key, shape, dtype=jnp.float32):
+    """Initial bias of the moments of a Gaussian: log variance -6. From 0 a posterior starts as pure noise, and a
+    decoder
+    learns to ignore it before the encoder has said anything."""
+    return jnp.where(jnp.arange(shape[-1]) < shape[-1] // 2, 0.0, -6.0).astype(dtype)
+
+
 def normal(keys, shape):
     """Standard normal numbers [B, *shape], those of a sample from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

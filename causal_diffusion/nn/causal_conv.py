@@ -67,7 +67,7 @@ class CausalConv(nn.Module):
     apart: bool = False
     groups: int = 1
     edge: bool = False
-    init: Any = nn.initializers.lecun_normal()
+    kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
     @property
@@ -85,7 +85,7 @@ class CausalConv(nn.Module):
                 f"{self.stride}: {self.stride} taps would do"
             )
         shape = (*self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.init, shape, jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         x = x.astype(self.dtype)
         if state is None:
@@ -174,13 +174,14 @@ class FrameConv(nn.Module):
     kernel: tuple[int, int] = (3, 3)
     stride: int = 1
     pads: tuple[tuple[int, int], ...] | None = None
-    init: Any = nn.initializers.lecun_normal()
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", self.init, (*self.kernel, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         pads = self.pads or tuple((size // 2, size // 2) for size in self.kernel)
         return frame_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, pads) + bias.astype(self.dtype)
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn import quantise
-from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import Carry, CausalConv
 from causal_diffusion.nn.patches import patchify, unpatchify
 
@@ -92,9 +92,9 @@ class TokenizerConfig:
             return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         return jnp.dtype(self.dtype)
 
-    def linear(self, features: int, name: str, bias: bool = True, dtype=None) -> nn.Dense:
+    def linear(self, features: int, name: str, bias: bool = True, dtype=None, **inits) -> nn.Dense:
         """A Linear layer."""
-        return nn.Dense(features, use_bias=bias, dtype=dtype or self.compute_dtype, name=name)
+        return nn.Dense(features, use_bias=bias, dtype=dtype or self.compute_dtype, name=name, **inits)
 
 
 def layer_norm(name: str, bias: bool = False) -> nn.LayerNorm:
@@ -256,7 +256,9 @@ class Encoder(nn.Module):
             tokens.append(layer_norm(f"{name}_norm", bias=True)(part))
         h = SpaceTransformer(c, name="space")(jnp.concatenate(tokens, axis=1).astype(c.compute_dtype))
         h, state = TimeTransformer(c, name="time")(h, state)
-        return c.linear(c.latent * (2 if c.quantise == "none" else 1), "head", dtype=jnp.float32)(h), state
+        if c.quantise == "none":
+            return c.linear(2 * c.latent, "head", dtype=jnp.float32, bias_init=narrow)(h), state
+        return c.linear(c.latent, "head", dtype=jnp.float32)(h), state
 
 
 class Decoder(nn.Module):

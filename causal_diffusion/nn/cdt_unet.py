@@ -128,7 +128,7 @@ class SpaceUp(nn.Module):
 def time_down(features: int, edge: bool, dtype, name: str) -> CausalConv:
     """Frames to half as many, the first of a clip by itself; the history is one frame."""
     return CausalConv(
-        features, (3, 1, 1), stride=2, apart=True, edge=edge, init=half_identity, dtype=dtype, name=name
+        features, (3, 1, 1), stride=2, apart=True, edge=edge, kernel_init=half_identity, dtype=dtype, name=name
     )  # fmt: skip
 
 

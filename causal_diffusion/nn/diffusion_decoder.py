@@ -33,7 +33,7 @@ import numpy as np
 
 from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.solvers import SolverConfig, make
-from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, normal
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow, normal
 from causal_diffusion.nn.causal_conv import Carry
 from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNet, time_down
 from causal_diffusion.nn.patches import patchify
@@ -158,7 +158,7 @@ class Compressor(nn.Module):
                 x = SpaceDown(**c.form, name=f"shrink{i}")(x)
             if time:
                 x = carry(time_down(c.base * times, **c.form, name=f"slow{i}"), x)
-        direct = nn.Dense(2 * c.latent, name="direct")(x)
+        direct = nn.Dense(2 * c.latent, bias_init=narrow, name="direct")(x)
         for i, times in enumerate(reversed(c.multipliers[:-1])):
             x = carry(ResNet(c.base * times, **c.form, name=f"head{i}"), x)
         return nn.Dense(2 * c.latent, name="conv_out")(x) + direct, carry.state

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from causal_diffusion.nn.attention import dense
-from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import Carry, CausalConv, State
 
 
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
             x = carry(CausalConv(c.width, (4,), stride=2, dtype=dtype, name=f"down_{i}"), x)
             x = carry(Blocks(c, name=f"blocks_{i}"), x)
         x = carry(CausalConv(c.width, (3,), dtype=dtype, name="conv_out"), x)
-        return dense(2 * c.latent, dtype, name="moments")(x), carry.state
+        return dense(2 * c.latent, dtype, bias_init=narrow, name="moments")(x), carry.state
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,5 @@
-"""An autoencoder as its users hold it: sizes, shapes that are checked, pieces and whole clips, and how latents are scaled.
+"""An autoencoder as its users hold it: sizes, shapes that are checked, pieces and whole clips, and how latents are
+scaled.
 
     vae, params = ...                                        # load_vae(run), or interop.wan_vae.load(folder)
     latents = vae.encode(params, video)                      # the mean, [B, L, h, w, Z]; unscaled
@@ -8,8 +9,8 @@
     for piece in pieces:                                     # 1, 4, 4, 4 ... frames where the first is apart
         latents, state = vae.encode_piece(params, piece, state)
 
-A transformer is trained on latents that are about normal: ``normalise`` takes each channel to mean 0 and deviation 1, as
-measured over a data set and kept with the weights.
+A transformer is trained on latents that are about normal: ``normalise`` takes each channel to mean 0 and deviation 1,
+as measured over a data set and kept with the weights.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import (
     Carry,
     CausalConv,
@@ -136,7 +136,7 @@ class FrameAttention(nn.Module):
         q, k, v = jnp.split(h.reshape(B * T, H * W, 3 * C), 3, axis=-1)
         scores = jnp.einsum("fqc,fkc->fqk", q * C**-0.5, k, preferred_element_type=jnp.float32)
         h = jnp.einsum("fqk,fkc->fqc", jax.nn.softmax(scores).astype(dtype), v).reshape(x.shape)
-        return x + FrameConv(C, (1, 1), init=nn.initializers.zeros_init(), dtype=dtype, name="proj")(h)
+        return x + FrameConv(C, (1, 1), kernel_init=nn.initializers.zeros_init(), dtype=dtype, name="proj")(h)
 
 
 class Down(nn.Module):
@@ -238,7 +238,8 @@ class VideoVAE(Autoencoder):
     def setup(self):
         c = self.config
         self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quant_conv, self.post_quant_conv = FrameConv(2 * c.latent, (1, 1)), FrameConv(c.latent, (1, 1))
+        self.quant_conv = FrameConv(2 * c.latent, (1, 1), bias_init=narrow)
+        self.post_quant_conv = FrameConv(c.latent, (1, 1))
 
     def encode(self, x, state=None):
         """[B, T, H, W, C] in [-1, 1] -> (Encoded of [B, L, h, w, Z], state)."""

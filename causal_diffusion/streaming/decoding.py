@@ -5,8 +5,8 @@ A decoder's memory is a pytree beside the stream's state (``nn.causal_conv``)::
     context latents      prime          ->  memory                        their frames are known: they are not shown
     block of latents     decode_blocks  ->  frames, memory                one compiled program per block size
 
-Where the first frame has a latent of its own, the first block of a clip stands for fewer frames than the others and is a
-program of its own; so a sample of a batch can start again in mid-stream only from given frames.
+Where the first frame has a latent of its own, the first block of a clip stands for fewer frames than the others and is
+a program of its own; so a sample of a batch can start again in mid-stream only from given frames.
 """
 
 import jax
@@ -51,7 +51,7 @@ def prime(codec: Codec | None, context):
 
 
 def decode_blocks(codec: Codec, latents, void: int, block: int, memory):
-    """Decodes latents [B, n ``block``, ...] block by block, less the first ``void`` ones: (frames [B, T, ...], memory)."""
+    """Latents [B, n ``block``, ...], block by block, less the first ``void`` ones -> (frames [B, T, ...], memory)."""
     out = []
     for at in range(0, latents.shape[1], block):
         piece = latents[:, max(at, void) : at + block]

@@ -1,7 +1,7 @@
 """The pipeline: a trained system, ready to generate and to stream.
 
-A system that works on latents carries its autoencoder. Frames go in and come out; a block of latents is decoded as soon as
-it is clean, by a decoder that remembers what it needs of the blocks before (``decoding``).
+A system that works on latents carries its autoencoder. Frames go in and come out; a block of latents is decoded as soon
+as it is clean, by a decoder that remembers what it needs of the blocks before (``decoding``).
 """
 
 import dataclasses

@@ -60,7 +60,7 @@ class Session(Iterator):
 
     @property
     def frame(self) -> np.ndarray:
-        """Index of the next emitted frame of each sample, int [B], context included; of latents, where there are any."""
+        """Index of the next emitted frame of each sample, int [B], context included; of latents, if there are any."""
         return np.maximum(np.asarray(self._mark.state.frame), 0)
 
     @property

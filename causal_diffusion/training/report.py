@@ -1,7 +1,6 @@
 """What a run will cost, told before its first step: parameters, FLOPs, memory."""
 
 import dataclasses
-import functools
 import math
 
 import jax

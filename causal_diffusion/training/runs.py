@@ -1,8 +1,8 @@
 """What a run makes: a pipeline or an autoencoder. The loop is the same; what is loaded, shown and kept differs.
 
-A run is asked, in this order: ``frozen`` networks for the step, the ``spec`` of a clip as the step sees it, the state to
-``begin`` with, each batch to be ``prepared``, what a checkpoint keeps (``canonical``, ``meta``), how it is getting on
-(``quick``) and what came of it (``final``).
+A run is asked, in this order: ``frozen`` networks for the step, the ``spec`` of a clip as the step sees it, the state
+to ``begin`` with, each batch to be ``prepared``, what a checkpoint keeps (``canonical``, ``meta``), how it is getting
+on (``quick``) and what came of it (``final``).
 """
 
 import dataclasses

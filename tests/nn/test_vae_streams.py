@@ -15,7 +15,8 @@ from causal_diffusion.nn.video_vae import VideoVAEConfig
 
 SMALL = {
     "motion": VAEConfig("motion", motion=MotionVAEConfig(channels=7, latent=3, width=8, align=0)),
-    "video": VAEConfig("video", video=VideoVAEConfig(base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)),
+    "video": VAEConfig("video", video=VideoVAEConfig(
+        base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)),
     "video 4x": VAEConfig("video", video=VideoVAEConfig(
         base=2, latent=2, multipliers=(1, 1, 2), time_down=(True, True), blocks=1)),
     "frame": VAEConfig("video", video=VideoVAEConfig(

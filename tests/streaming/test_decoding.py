@@ -1,4 +1,4 @@
-"""Systems that work on latents: they train on clips or on encoded ones, and stream frames from a decoder's own state."""
+"""Systems that work on latents: they train on clips or on encoded ones, and stream through a decoder's own state."""
 
 import dataclasses
 import json

@@ -4,9 +4,9 @@ With x a clip, z ~ q(z | x) a draw from its posterior and x' the decoder's answe
 
     loss = fit(x, x') + lambda_p d(x, x') + L_q + beta KL(q || N(0, 1)) + w_a L_align(z) + w_g L_adv(x')       (1)
 
-fit and KL are in ``likelihood``, d is LPIPS or the feature distance of ``nn.perceptual``, L_q is what quantisation adds,
-L_align is in ``alignment``, L_adv in ``adversarial``. The last two are weighed by what the fit itself does to the last
-kernel W before it (Esser et al. 2021, arXiv 2012.09841; Yao et al. 2025, arXiv 2501.01423):
+fit and KL are in ``likelihood``, d is LPIPS or the feature distance of ``nn.perceptual``, L_q is what quantisation
+adds, L_align is in ``alignment``, L_adv in ``adversarial``. The last two are weighed by what the fit itself does to the
+last kernel W before it (Esser et al. 2021, arXiv 2012.09841; Yao et al. 2025, arXiv 2501.01423):
 
     w = base |d fit / dW| / (|d L / dW| + 1e-4)       W of the encoder for L_align, of the decoder for L_adv   (2)
 
@@ -15,8 +15,8 @@ The discriminator learns in the same step from its own loss: neither side's grad
 With a *teacher* the encoder is its encoder, frozen, and the decoder has two targets, the clip and the teacher's own
 decoding of the same latent:  (fit + lambda_p d)(x, x') and (fit + lambda_p d)(teacher(z), x'), half each.   (3)
 
-Gradients, not a scalar, are what this objective is asked for, since (2) needs parts of them first. XLA computes only the
-parts of a gradient that are used, and the forward passes of (2) are those of (1).
+Gradients, not a scalar, are what this objective is asked for, since (2) needs parts of them first. XLA computes only
+the parts of a gradient that are used, and the forward passes of (2) are those of (1).
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def autoencoder_gradients(recipe: AutoencoderRecipe, params, batch: dict, key, s
 
 
 def parts(recipe: AutoencoderRecipe, params, batch, keys, frozen: Frozen = Frozen()):
-    """Each loss of (1) by itself, unweighted, 'fit' with the perceptual and the quantiser's: (dict of scalars, metrics)."""
+    """Each loss of (1) by itself, unweighted, 'fit' with the perceptual and the quantiser's: (scalars, metrics)."""
     loss, x = recipe.config.reconstruction, batch["video"]
 
     def apply(*arguments, method):
