@@ -2,15 +2,16 @@
 
     python benchmarks/vae.py                                         # three sizes, 15 pairs of passes each
     python benchmarks/vae.py 96x5x64 --pairs=31                      # base width 96, 5 frames of 64 x 64
-    python benchmarks/vae.py --piece=1 --json runs/vae.json          # ours latent by latent; one JSON object per line
+    python benchmarks/vae.py --piece=0 --json runs/vae.json          # ours takes clips whole; one JSON object per line
 
 Needs the interop extra. Both sides are float32, hold the same random weights of Wan 2.1's form, and have a process and
 all processors of this machine to themselves in turn: one works while the other waits. First the outputs are compared,
 and nothing is timed unless latents and videos are equal to 1e-4 of the largest value. Then passes are timed in pairs,
 one of each side right after the other, the order changing from pair to pair. diffusers encodes four frames and decodes
-one latent at a time; ours takes clips whole, in one program, unless ``--piece`` says how many latents at a time.
+one latent at a time, and so does ours; ``--piece`` gives it more, or with 0 the whole clip in one program, which is
+slower where a clip outgrows the processor's caches.
 
-Clips come in pairs: for a single small one torch leaves oneDNN's convolutions for a plain loop, 20 times slower, and a
+Clips come in twos: for a single small one torch leaves oneDNN's convolutions for a plain loop, 20 times slower, and a
 comparison with that says little (``--batch=1`` makes it). The machine must be quiet: torch's threads wait for each
 other by spinning, and lose far more to other work than ours; with ``OMP_WAIT_POLICY=PASSIVE`` they sleep instead, and
 the ratio of processor time can be read on a busy machine too.
@@ -30,7 +31,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -58,8 +58,9 @@ def median_ratio(theirs, ours, seed: int = 0) -> tuple[float, float, float]:
 
 
 def high_water() -> int:
-    """The most bytes that this process ever held, from Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that this process ever held, from Linux's /proc: ru_maxrss would count its parent's as well."""
+    kilobytes = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes.split()[1]) * 1024
 
 
 class Theirs:
@@ -150,7 +151,7 @@ def write_random_weights(folder, base, shape):
     return rng.uniform(-1, 1, shape).astype(np.float32)
 
 
-def measure(size: str, pairs: int, batch: int = 2, piece: int = 0) -> list[dict]:
+def measure(size: str, pairs: int, batch: int = 2, piece: int = 1) -> list[dict]:
     """Encodes and decodes clips ``pairs`` times on either side and reports what the module's docstring lists."""
     base, frames, side = parsed(size)
     context, results = multiprocessing.get_context("spawn"), []
@@ -231,7 +232,7 @@ def main(arguments=None):
     parser.add_argument("sizes", nargs="*", default=SIZES, help="base width x frames x pixels, such as 96x5x64")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=2, help="clips at a time")
-    parser.add_argument("--piece", type=int, default=0, help="latents that ours takes at a time; 0: all")
+    parser.add_argument("--piece", type=int, default=1, help="latents that ours takes at a time; 0: all")
     parser.add_argument("--json", type=Path, help="file for one JSON object per size, direction and line")
     args = parser.parse_args(arguments)
     print(line(), flush=True)

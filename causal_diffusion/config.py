@@ -52,6 +52,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches whose gradients are averaged into one step
     drop: float = 0.1  # share of samples that train without their class and text, for guidance
     flip: bool = False  # mirror half of the clips left to right
+    crop: int = 0  # an autoencoder sees a random square of so many pixels of every clip; 0: whole frames
     init_from: str = ""  # checkpoint directory whose averaged parameters start this run
 
 

@@ -1,5 +1,7 @@
 """Can an autoencoder be trained on these data, and can a transformer work on its latents?"""
 
+import numpy as np
+
 from causal_diffusion.compatibility.refusal import refuse
 from causal_diffusion.config import Config
 from causal_diffusion.data.sources import element_spec
@@ -7,8 +9,11 @@ from causal_diffusion.errors import UserError
 
 
 def clip_shapes(config: Config) -> dict:
-    """Shape and dtype of every array of a clip as the network that trains sees it: latents where it works on them."""
+    """Shape and dtype of every array of a clip as the network that trains sees it: cropped, or latents of it."""
     spec = dict(element_spec(config.data))
+    if config.trains == "vae" and config.train.crop:
+        frames, *_, channels = spec["video"].shape
+        spec["video"] = type(spec["video"])((frames, config.train.crop, config.train.crop, channels), np.float32)
     if config.trains == "vae" or config.vae.form == "none" or config.data.source == "latents":
         return spec
     video = spec["video"]
@@ -18,6 +23,11 @@ def clip_shapes(config: Config) -> dict:
 
 def check_latents(config: Config) -> None:
     """Do the data and the autoencoder of a transformer's latents go together?"""
+    if config.train.crop:
+        refuse(
+            f"train.crop is {config.train.crop} and trains is 'transformer': it sees whole frames, "
+            "train.crop = 0 would do"
+        )
     if config.vae.form == "none":
         if config.vae.checkpoint:
             refuse(
@@ -52,8 +62,15 @@ def check_autoencoder(config: Config) -> tuple[int, ...]:
         refuse("trains is 'transformer': an autoencoder is trained by trains = 'vae'")
     if vae.form == "none":
         refuse("trains is 'vae' and vae.form is 'none': vae.form = 'video' would do")
-    shape = element_spec(config.data)["video"].shape
+    shape, crop = element_spec(config.data)["video"].shape, config.train.crop
     _latent_shape(config, shape)
+    if crop and not vae.geometry.axes:
+        refuse(f"train.crop is {crop} and the data are no pictures: train.crop = 0 would do")
+    if crop and not 0 < crop <= min(shape[1:3]):
+        refuse(f"train.crop is {crop} and frames are {shape[1]} x {shape[2]}: train.crop = {min(shape[1:3])} would do")
+    if crop:
+        shape = clip_shapes(config)["video"].shape
+        _latent_shape(config, shape)
     if loss.align and not getattr(vae.sizes, "align", 0):
         refuse(
             f"reconstruction.align is {loss.align} and this autoencoder has no projection onto the features: "

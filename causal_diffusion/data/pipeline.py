@@ -127,6 +127,29 @@ def batch_spec(element_spec: dict[str, jax.ShapeDtypeStruct], batch: int) -> dic
     return spec | {"index": jax.ShapeDtypeStruct((batch,), np.int32)}
 
 
+def random_crop(size: int) -> Augment:
+    """Augmentation: a square of ``size`` x ``size`` pixels of the whole clip, anywhere."""
+
+    def crop(element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        height, width = element["video"].shape[1:3]
+        y, x = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        return element | {"video": element["video"][:, y : y + size, x : x + size]}
+
+    return crop
+
+
+def in_turn(*augments: Augment | None) -> Augment | None:
+    """One augmentation after the other; None where there is none."""
+    augments = [augment for augment in augments if augment is not None]
+
+    def all_of_them(element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        for augment in augments:
+            element = augment(element, rng)
+        return element
+
+    return all_of_them if augments else None
+
+
 def horizontal_flip(element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Augmentation: mirrors the whole clip left to right, with probability one half.
 

@@ -93,9 +93,7 @@ class VAE:
 
     def init(self, key):
         """Fresh parameters, float32."""
-        g = self.geometry
-        x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels))
-        return self.network.init(key, x)["params"]
+        return _init(self, key)
 
     def encode(self, params, video, piece: int = 0):
         """The latents of whole clips, [B, T, *space, C] -> mean [B, L, *space', Z] float32, before ``normalise``.
@@ -203,6 +201,13 @@ class Codec(NamedTuple):
     def decode_piece(self, latents, state=None):
         """Latents of one piece -> (its frames, state)."""
         return self.vae.decode_piece(self.params, self.vae.denormalise(latents), state)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # in one program: layer by layer it takes several times as long
+def _init(vae, key):
+    g = vae.geometry
+    x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels))
+    return vae.network.init(key, x)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)

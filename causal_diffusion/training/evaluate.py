@@ -51,11 +51,13 @@ def held_out(config: Config, source=None, codec: Codec | None = None) -> HeldOut
     clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
     if not clips:
         return None
-    known = config.data.frames if codec is None else codec.geometry.latents(config.data.frames)
+    known, what = config.data.frames, "data.frames"
+    if codec is not None:
+        known, what = codec.geometry.latents(config.data.frames), "the number of latents of data.frames"
     if context < 1 or frames < 1 or context >= known:
         raise UserError(
-            f"evaluate.context is {context}, evaluate.frames is {frames} and a clip has {known} frames: at least one "
-            f"frame is given and one streamed; evaluate.context = {max(1, known // 3)} would do"
+            f"evaluate.context is {context}, evaluate.frames is {frames} and {what} is {known}: at "
+            f"least one frame is given and one streamed; evaluate.context = {max(1, known // 3)} would do"
         )
     source = source or _held_out_source(config, context + frames if codec is None else codec.geometry.frames(
         context + frames))

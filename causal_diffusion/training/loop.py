@@ -7,7 +7,7 @@ import jax
 
 from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
-from causal_diffusion.data.pipeline import Loader, horizontal_flip
+from causal_diffusion.data.pipeline import Loader, horizontal_flip, in_turn, random_crop
 from causal_diffusion.data.sources import make_source, spec_of
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.parallel.mesh import global_batch, make_mesh
@@ -53,7 +53,8 @@ def train(config, workdir, source=None, held_out=None):
         _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
 
     # 1. Data. Order and augmentation are functions of the global sample index.
-    augment = horizontal_flip if config.train.flip else None
+    crop = random_crop(config.train.crop) if config.train.crop else None
+    augment = in_turn(crop, horizontal_flip if config.train.flip else None)
     own = source is not None
     source = source if own else make_source(config.data, "train")
     run = make_run(recipe, mesh, workdir, source)

@@ -189,8 +189,8 @@ class AutoencoderRun:
         self.statistics = None
 
     def spec(self, spec: dict) -> dict:
-        """The step looks at the clips alone."""
-        return {"video": spec["video"]}
+        """The step looks at the clips alone, or at a part of them."""
+        return {"video": clip_shapes(self.recipe.config)["video"]}
 
     def prepare(self, batch: dict) -> dict:
         """A global batch -> as the step takes it."""

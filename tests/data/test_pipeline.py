@@ -7,7 +7,14 @@ import pytest
 
 from causal_diffusion.data.array_source import ArraySource
 from causal_diffusion.data.config import DataConfig
-from causal_diffusion.data.pipeline import INDEX_PERIOD, Loader, batch_spec, horizontal_flip
+from causal_diffusion.data.pipeline import (
+    INDEX_PERIOD,
+    Loader,
+    batch_spec,
+    horizontal_flip,
+    in_turn,
+    random_crop,
+)
 from causal_diffusion.data.sources import element_spec, make_source
 from causal_diffusion.errors import UserError
 
@@ -196,3 +203,22 @@ def test_programming_errors(source):
         Loader(source, batch=4, process_index=2, process_count=2)
     with pytest.raises(ValueError, match="position must be at least 0"):
         Loader(source, batch=4).seek(-1)
+
+
+def test_a_crop_is_a_square_of_the_clip_and_every_place_is_drawn():
+    video = np.arange(2 * 5 * 6 * 1, dtype=np.float32).reshape(2, 5, 6, 1)
+    crop, places = random_crop(3), set()
+    for seed in range(200):
+        out = crop({"video": video, "label": 1}, np.random.default_rng(seed))
+        y, x = np.argwhere(video[0, ..., 0] == out["video"][0, 0, 0, 0])[0]
+        np.testing.assert_array_equal(out["video"], video[:, y : y + 3, x : x + 3])
+        places.add((y, x))
+    assert places == {(y, x) for y in range(3) for x in range(4)}
+
+
+def test_augmentations_follow_each_other():
+    element = {"video": np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)}
+    both = in_turn(random_crop(2), None, horizontal_flip)
+    out, rng = both(element, np.random.default_rng(5)), np.random.default_rng(5)
+    np.testing.assert_array_equal(out["video"], horizontal_flip(random_crop(2)(element, rng), rng)["video"])
+    assert in_turn(None, None) is None

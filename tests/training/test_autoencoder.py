@@ -37,6 +37,11 @@ MOTION = override(VIDEO, {
 })  # fmt: skip
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(devices=jax.devices()[:1]))
+
+
 def clips(config, count=16, seed=0):
     rng = np.random.default_rng(seed)
     shape = (count, config.data.frames, *config.data.frame_shape)
@@ -62,7 +67,7 @@ def norm(tree):
 
 
 @pytest.mark.parametrize("config", [VIDEO, MOTION], ids=["video", "motion"])
-def test_a_run_resumes_bitwise_and_its_checkpoint_is_the_autoencoder(config, tmp_path):
+def test_a_run_resumes_bitwise_and_its_checkpoint_is_the_autoencoder(config, tmp_path, one_device):
     source, held_out = clips(config), clips(config, 5, seed=1)
     vae, params = loop.train(config, tmp_path / "whole", source=source, held_out=held_out)
     loop.train(override(config, {"train.steps": 3}), tmp_path / "parts", source=source)
@@ -175,7 +180,7 @@ def test_one_device_computes_what_eight_do(config):
             assert norm(a - b) <= 1e-5 * (norm(a) + 1e-3 * total)
 
 
-def test_a_decoder_is_distilled_and_the_encoder_stays(tmp_path):
+def test_a_decoder_is_distilled_and_the_encoder_stays(tmp_path, one_device):
     source = clips(VIDEO)
     teacher, params = loop.train(VIDEO, tmp_path / "teacher", source=source)
     config = override(VIDEO, {"reconstruction.teacher": str(tmp_path / "teacher"), "vae.video.decoder_base": 2})
@@ -236,11 +241,22 @@ def test_weights_of_another_variant_name_the_first_leaf(tmp_path):
     (VIDEO, {"trains": "both"}, "trains is 'both'; it is 'transformer' or 'vae'"),
     (VIDEO, {"trains": "transformer"}, "trains is 'transformer'"),
     (VIDEO, {"data.height": 0}, "a series has neither"),
+    (VIDEO, {"train.crop": 6}, "the height is 6: a multiple of 4, 4 or 8 would do"),
+    (VIDEO, {"train.crop": 12}, "frames are 8 x 8: train.crop = 8 would do"),
+    (MOTION, {"train.crop": 4}, "no pictures: train.crop = 0 would do"),
 ])
 def test_bad_configs_are_told_in_one_line(base, overrides, words):
     with pytest.raises(UserError) as error:
         build_autoencoder(override(base, overrides))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_it_may_learn_from_squares_and_is_evaluated_on_whole_frames(tmp_path, one_device):
+    config = override(VIDEO, {"train.crop": 4, "log.evaluate": 0})
+    assert build_autoencoder(config).frame_shape == (4, 4, 1)
+    vae, params = loop.train(config, tmp_path, source=clips(config), held_out=clips(config, 3))
+    x = batch_of(config)["video"]
+    assert vae.decode(params, vae.encode(params, x)).shape == x.shape == (8, 5, 8, 8, 1)
 
 
 def test_frames_that_are_no_numbers_are_refused():
@@ -251,7 +267,7 @@ def test_frames_that_are_no_numbers_are_refused():
         recipe.vae.encode(params, x)
 
 
-def test_the_step_compiles_on_a_mesh_and_tells_its_cost(tmp_path, capsys):
+def test_the_step_compiles_on_a_mesh_and_tells_its_cost(one_device):
     mesh = make_mesh(MeshConfig(4, 2))
     recipe = build_autoencoder(override(VIDEO, {"reconstruction.gan": 0.1, "reconstruction.gan_width": 4}))
     assert compile_step(recipe, mesh) is not None
