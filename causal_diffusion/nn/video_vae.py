@@ -15,6 +15,11 @@ Convolutions are causal, norms see the channels of one position only, and attent
 alone. So all that a piece of a clip needs of its past are the last frames that each convolution saw, and the first
 frame, which is never paired, makes an image a video of one frame (Wan et al. 2025, arXiv 2503.20314).
 
+Two things speed up learning, and are not in Wan 2.1. ``patch`` pixels along either side enter and leave as channels
+(Wan 2.2), so that nothing is computed at the full size. ``shortcuts`` lead around every stage that changes the size,
+without parameters (``mean_down``, ``copy_up``; Chen et al. 2024, arXiv 2410.10733, and Wan 2.2): an untrained network
+then passes the means of patches on.
+
 With ``time_kernel`` 1 nothing reaches across frames: a plain 2-D VAE of each frame. A decoder may be smaller than the
 encoder: the fast one, distilled from a large one.
 """
@@ -35,6 +40,7 @@ from causal_diffusion.nn.causal_conv import (
     TimeUpsample,
     enlarge,
 )
+from causal_diffusion.nn.patches import patchify, unpatchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +56,13 @@ class VideoVAEConfig:
     decoder_blocks: int = 0  # the same of the decoder; 0: one more
     time_down: tuple[bool, ...] = (False, True, True)  # between which stages time is halved as well
     time_kernel: int = 3  # taps along time; 1: each frame by itself
+    patch: int = 1  # pixels along height and width that enter and leave as channels
+    shortcuts: bool = False  # around every stage that changes the size
     remat: bool = False  # whether the backward pass computes the inside of residual blocks again
     dtype: str = "auto"  # of convolutions: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        lows = dict(channels=1, base=1, decoder_base=0, latent=1, blocks=1, decoder_blocks=0)
+        lows = dict(channels=1, base=1, decoder_base=0, latent=1, blocks=1, decoder_blocks=0, patch=1)
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ValueError(f"vae.video.{name} is {getattr(self, name)}; it is at least {low}, {low} would do")
@@ -75,6 +83,7 @@ class VideoVAEConfig:
                 f"vae.video.time_down is {self.time_down} and vae.video.time_kernel is 1: frames that do not see each "
                 f"other stay as many, vae.video.time_down = {(False,) * len(self.time_down)} would do"
             )
+        self._check_shortcuts()
         base, name = (self.decoder_base, "decoder_base") if self.decoder_base else (self.base, "base")
         if any(base * m % 2 for m in self.multipliers[1:]):
             raise ValueError(
@@ -84,10 +93,25 @@ class VideoVAEConfig:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"vae.video.dtype is {self.dtype!r}; one of auto, float32, bfloat16, 'auto' would do")
 
+    def _check_shortcuts(self):
+        """Channels are averaged or copied whole."""
+        if not self.shortcuts:
+            return
+        down = (1, *self.multipliers)  # widths that shortcuts leave and reach, over the base
+        up = (2 * self.multipliers[-1], *self.multipliers[::-1])  # and on the way back, over half of it
+        places = [8 if time else 4 for time in self.time_down]
+        uneven = [n * down[i] % down[i + 1] for i, n in enumerate(places)]
+        uneven += [n * up[i + 1] % up[i] for i, n in enumerate(reversed(places))]
+        if any(uneven):
+            raise ValueError(
+                f"vae.video.shortcuts is True and vae.video.multipliers is {self.multipliers}: channels are averaged "
+                "or copied in equal groups, vae.video.shortcuts = False would do"
+            )
+
     @property
     def geometry(self) -> Geometry:
         """What a latent stands for."""
-        time, space = 2 ** sum(self.time_down), 2 ** len(self.time_down)
+        time, space = 2 ** sum(self.time_down), self.patch * 2 ** len(self.time_down)
         return Geometry(time, time > 1, space, 2, self.channels, self.latent)
 
     @property
@@ -191,10 +215,13 @@ class Encoder(nn.Module):
         c, carry = self.config, Carry(state)
         x = carry(c.conv(c.base, "conv_in"), x)
         for i, multiplier in enumerate(c.multipliers):
+            given = x
             for j in range(c.blocks):
                 x = carry(c.block(c.base * multiplier, f"res_{i}_{j}"), x)
             if i < len(c.time_down):
                 x = carry(Down(c, c.time_down[i], name=f"down_{i}"), x)
+                if c.shortcuts:
+                    x = x + mean_down(given, c.time_down[i], x.shape[-1], state is None)
         return head(c, carry, middle(c, carry, x), 2 * c.latent), carry.state
 
 
@@ -209,11 +236,36 @@ class Decoder(nn.Module):
         widths = [m * (c.decoder_base or c.base) for m in reversed(c.multipliers)]
         x = middle(c, carry, carry(c.conv(widths[0], "conv_in"), z))
         for i, width in enumerate(widths):
+            given = x
             for j in range(c.decoder_blocks or c.blocks + 1):
                 x = carry(c.block(width, f"res_{i}_{j}"), x)
             if i < len(c.time_down):
                 x = carry(Up(c, c.time_down[-1 - i], name=f"up_{i}"), x)
-        return head(c, carry, x, c.channels), carry.state
+                if c.shortcuts:
+                    x = x + copy_up(given, c.time_down[-1 - i], x.shape[-1], state is None)
+        return head(c, carry, x, c.channels * c.patch**2), carry.state
+
+
+def mean_down(x, time: bool, features: int, start: bool):
+    """Every 2 x 2 positions (of two frames, if ``time``) as channels, and means of these: [..., C] -> [..., features].
+
+    The first frame of a clip, which has no partner, is its own. C times 4 or 8 is a multiple of ``features``.
+    """
+    if time and start:
+        x = jnp.concatenate([x[:, :1], x], axis=1)
+    B, T, H, W, C = x.shape
+    t = 2 if time else 1
+    x = patchify(x, (t, 2, 2)).reshape(B, T // t, H // 2, W // 2, 4 * t, C).swapaxes(-1, -2)
+    return jnp.mean(x.reshape(*x.shape[:4], features, -1), axis=-1)
+
+
+def copy_up(x, time: bool, features: int, start: bool):
+    """The way back: every channel as often as its position has places, [..., C] -> [..., features]."""
+    B, T, H, W, C = x.shape
+    t = 2 if time else 1
+    x = jnp.repeat(x, 4 * t * features // C, axis=-1).reshape(B, T, H, W, features, 4 * t).swapaxes(-1, -2)
+    x = unpatchify(x.reshape(B, T, H, W, -1), (t, 2, 2))
+    return x[:, 1:] if time and start else x
 
 
 @jax.custom_jvp
@@ -243,10 +295,10 @@ class VideoVAE(Autoencoder):
 
     def encode(self, x, state=None):
         """[B, T, H, W, C] in [-1, 1] -> (Encoded of [B, L, h, w, Z], state)."""
-        x, state = self.encoder(x, state)
+        x, state = self.encoder(patchify(x, (1, self.config.patch, self.config.patch)), state)
         return Encoded.gaussian(self.quant_conv(x)), state
 
     def decode(self, z, state=None):
         """[B, L, h, w, Z] -> ([B, T, H, W, C] in [-1, 1], state)."""
         x, state = self.decoder(self.post_quant_conv(z), state)
-        return clipped(x), state
+        return clipped(unpatchify(x, (1, self.config.patch, self.config.patch))), state

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
 from causal_diffusion.render.video import tile, write_video
+from causal_diffusion.streaming.decoding import latents_for
 from causal_diffusion.streaming.pipeline import Pipeline
 
 
@@ -18,16 +19,20 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
     Args:
         out: .mp4 or .gif.
         label: class of all samples or one for each; None: that of the held-out clips, or none.
-        context: how many held-out frames to start from; None: as many as the config's evaluation, 0 for none.
+        context: how many held-out frames to start from, or latents where the data are latents; None: as many as the
+            config's evaluation, 0 for none.
         fps: of the file; None: that of the data, or 10.
     """
-    config, block = pipeline.config, pipeline.rollout.emit
+    config, block, codec = pipeline.config, pipeline.rollout.emit, pipeline.codec
     for name, value in (("frames", frames), ("batch", batch)):
         if value < 1:
             raise UserError(f"--{name} is {value}; it is at least 1")
     if fps is not None and not fps > 0:
         raise UserError(f"--fps is {fps}; it is above 0")
-    context = config.evaluate.context if context is None else context
+    encodes = codec is not None and config.data.source != "latents"
+    if context is None:
+        context = config.evaluate.context
+        context = codec.geometry.frames(context) if encodes else context
     if context < 0:
         raise UserError(f"--context is {context}; it is 0 (start from nothing) or more held-out frames")
     if context and config.data.source == "own":
@@ -48,14 +53,17 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
             cond["action"] = np.stack([clip["action"][context:] for clip in clips])
             cond = {k: v for k, v in cond.items() if k != "action" or v.shape[1]}
     stream = pipeline.stream(seed, batch, cond, given)
-    parts = [] if given is None else [given]
+    parts, wanted = [], frames if codec is None else latents_for(codec, frames, stream.decoded)
+    if given is not None:
+        parts.append(given if codec is None or encodes else np.asarray(codec.decode(given)))
+    context = parts[0].shape[1] if parts else 0
     start = time.perf_counter()
-    for i in tqdm(range(-(-(frames + stream.void) // block)), unit="block", dynamic_ncols=True):
+    for i in tqdm(range(-(-(wanted + stream.void) // block)), unit="block", dynamic_ncols=True):
         parts.append(next(stream))
         if i == 0:
-            first = time.perf_counter() - start
+            first, begun = time.perf_counter() - start, parts[-1].shape[1]
     seconds = time.perf_counter() - start
     video = np.concatenate(parts, axis=1)[:, : context + frames]
     write_video(out, tile(video), fps or config.data.fps or 10.0)
-    later = f", then {(frames - block) / max(seconds - first, 1e-9):.1f} frames/s" if frames > block else ""
+    later = f", then {(frames - begun) / max(seconds - first, 1e-9):.1f} frames/s" if frames > begun else ""
     print(f"{out}: {batch} x {frames} frames after {context} given ones; first block after {first:.2f} s{later}")

@@ -73,11 +73,15 @@ def held_out(config: Config, source=None, codec: Codec | None = None) -> HeldOut
     return HeldOut(stacked["video"], condition, context, frames)
 
 
-def draw(source, clips: int) -> dict[str, np.ndarray]:
-    """``clips`` elements of a source, always the same, stacked."""
+def drawn(source, clips: int) -> list[int]:
+    """Which ``clips`` elements of a source are looked at, always the same."""
     # Neighbours in a folder of videos are overlapping windows of one file, so clips are drawn from all over.
-    chosen = np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False)
-    elements = [source[int(i)] for i in chosen]
+    return np.random.default_rng(0).choice(len(source), min(clips, len(source)), replace=False).tolist()
+
+
+def draw(source, clips: int) -> dict[str, np.ndarray]:
+    """These elements, stacked."""
+    elements = [source[i] for i in drawn(source, clips)]
     return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.autoencoder import AutoencoderRecipe
@@ -24,7 +22,7 @@ from causal_diffusion.evaluation.video import psnr, ssim
 from causal_diffusion.nn.vae import VAE
 from causal_diffusion.render.files import write_png
 from causal_diffusion.render.sheet import contact_sheet
-from causal_diffusion.training.evaluate import are_pictures, draw
+from causal_diffusion.training.evaluate import are_pictures, draw, drawn
 
 SHOWN = 4  # clips on the contact sheet
 STATISTICS_CLIPS = 256  # training clips over which latents are measured
@@ -161,10 +159,10 @@ def patch_means(video: np.ndarray, geometry) -> np.ndarray:
 def with_statistics(vae: VAE, params, source) -> VAE:
     """The autoencoder with mean and deviation of its latents over training clips, always the same ones."""
     total = count = squares = 0.0
-    encode = jax.jit(lambda params, x: vae.encode(params, x))
-    video = draw(source, STATISTICS_CLIPS)["video"]
-    for at in range(0, len(video) - len(video) % AT_A_TIME or len(video), AT_A_TIME):
-        z = np.asarray(encode(params, jnp.asarray(video[at : at + AT_A_TIME])), np.float64)
+    chosen = drawn(source, STATISTICS_CLIPS)
+    for at in range(0, len(chosen), AT_A_TIME):
+        part = np.stack([source[i]["video"] for i in chosen[at : at + AT_A_TIME]])
+        z = np.asarray(in_parts(lambda x: vae.encode(params, x), part), np.float64)
         axes = tuple(range(z.ndim - 1))
         total, squares, count = total + z.sum(axes), squares + (z**2).sum(axes), count + z[..., 0].size
     mean = total / count

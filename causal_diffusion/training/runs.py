@@ -252,6 +252,8 @@ class AutoencoderRun:
     def final(self, state, logger) -> None:
         """Reconstructs the held-out clips and writes what came of it."""
         self._params = whole(self.canonical(state.ema))
+        if not self.recipe.vae.mean:  # the run was complete already
+            self.recipe = self.recipe._replace(vae=load_vae(self._workdir)[0])
         if self._clips is None or jax.process_index() != 0:
             return
         result = evaluate_vae.reconstruct(self.recipe, self._params, self._clips)

@@ -20,6 +20,8 @@ SMALL = {
         base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)),
     "video 4x": VAEConfig("video", video=VideoVAEConfig(
         base=2, latent=2, multipliers=(1, 1, 2), time_down=(True, True), blocks=1)),
+    "video shortcuts": VAEConfig("video", video=VideoVAEConfig(
+        base=4, latent=2, multipliers=(1, 2, 2), time_down=(True, False), blocks=1, patch=2, shortcuts=True)),
     "frame": VAEConfig("video", video=VideoVAEConfig(
         base=4, latent=2, multipliers=(1, 2), time_down=(False,), blocks=1, time_kernel=1)),
     "tokenizer": VAEConfig("tokenizer", tokenizer=TokenizerConfig(

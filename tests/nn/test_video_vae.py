@@ -15,7 +15,7 @@ import pytest
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.autoencoder import Geometry
 from causal_diffusion.nn.vae import VAE, VAEConfig
-from causal_diffusion.nn.video_vae import FrameAttention, VideoVAE, VideoVAEConfig
+from causal_diffusion.nn.video_vae import FrameAttention, VideoVAE, VideoVAEConfig, copy_up, mean_down
 
 SMALL = VideoVAEConfig(base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)
 FRAME = dataclasses.replace(SMALL, time_down=(False,), time_kernel=1)
@@ -218,3 +218,25 @@ def test_what_a_stream_remembers_is_two_frames_of_each_convolution_at_most():
         "conv_in": 2, "conv1": 2, "conv2": 2, "time": 1, "conv_out": 2
     }  # fmt: skip
     assert len(frames) == 1 + 4 * 2 + 1 + 1
+
+
+def test_shortcuts_pass_the_means_of_patches():
+    """What an untrained network would give back if its convolutions said nothing, the first frame apart."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8, 8, 4))
+    half = mean_down(x, True, 8, start=True)
+    assert half.shape == (2, 3, 4, 4, 8)
+    # Eight places of each channel in two groups: those of one frame and those of the next.
+    places = x[:, 1:3, 2:4, 4:6, 1]
+    np.testing.assert_allclose(half[:, 1, 1, 2, 2:4], places.mean(axis=(2, 3)), atol=1e-6)
+    np.testing.assert_allclose(half[:, 0, 1, 2, 2], x[:, 0, 2:4, 4:6, 1].mean(axis=(1, 2)), atol=1e-6)
+    back = copy_up(mean_down(x, True, 4, start=True), True, 4, start=True)
+    assert back.shape == x.shape
+    np.testing.assert_allclose(back[:, 1:3, 2:4, 4:6], jnp.broadcast_to(
+        x[:, 1:3, 2:4, 4:6].mean(axis=(1, 2, 3), keepdims=True), (2, 2, 2, 2, 4)), atol=1e-6)
+    later = mean_down(x[:, 1:], True, 8, start=False)
+    np.testing.assert_array_equal(later, half[:, 1:])
+
+
+def test_shortcuts_of_uneven_widths_are_refused():
+    with pytest.raises(ValueError, match="vae.video.shortcuts = False would do"):
+        VideoVAEConfig(base=6, multipliers=(1, 7, 7), time_down=(False, False), shortcuts=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from causal_diffusion.nn.vae import Codec
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.streaming.decoding import latents_for
 from causal_diffusion.streaming.pipeline import Pipeline
+from causal_diffusion.streaming.to_file import stream_to_file
 from causal_diffusion.training import loop
 
 VIDEO_VAE = dict(form="video", video=dict(
@@ -127,6 +129,14 @@ def test_frames_are_the_decoded_latents_whole_clip_or_piece_by_piece(trained, gi
     np.testing.assert_allclose(frames, decoded[:, :9], atol=1e-5 * np.abs(decoded).max())
     if past is not None:
         equal(pipe.generate(seed=3, frames=9, batch=2, context=past), frames)  # latents may be given as they are
+
+
+def test_a_stream_goes_into_a_file(trained, tmp_path, capsys):
+    if trained.codec.geometry.axes:
+        stream_to_file(trained.pipeline, tmp_path / "clip.mp4", frames=6, batch=2, context=0)
+        with av.open(str(tmp_path / "clip.mp4")) as container:
+            assert len(list(container.decode(video=0))) == 6
+        assert "2 x 6 frames after 0 given ones" in capsys.readouterr().out
 
 
 def test_frames_are_counted_up_to_whole_latents(trained):
