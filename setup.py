@@ -44,6 +44,7 @@ setup(
         "numpy>=2.0",
         "scikit-learn>=1.6",  # the real digits of the quickstart, and the classifier that recognises them
         "tensorboardX>=2.6.5",
+        "safetensors>=0.6",  # weights that somebody else made
         "av>=18",  # reads and writes video in process: no ffmpeg on the path is needed
         "pillow>=11",
         "tqdm>=4.66",
@@ -61,7 +62,7 @@ setup(
             "ipykernel>=7",
         ],
         # The oracles: other projects' networks, against which ours are compared number by number.
-        "interop": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5.23", "safetensors>=0.6"],
+        "interop": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5.23"],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

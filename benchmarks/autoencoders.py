@@ -16,10 +16,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import causal_diffusion as cd
+from causal_diffusion.data.sources import make_source
 from causal_diffusion.nn.vae import VAE
 from causal_diffusion.recipe import parameter_count
+from causal_diffusion.render.files import write_png
+from causal_diffusion.render.sheet import contact_sheet
+from causal_diffusion.training.evaluate_vae import patch_means
 
 SYSTEMS = ("video_vae", "fast", "frame_vae", "phenaki_tokenizer", "cdt", "motion_vae")
 
@@ -69,6 +74,22 @@ def line(row: dict) -> str:
     )
 
 
+def side_by_side(systems, videos: str, workdir: Path) -> np.ndarray:
+    """Two held-out clips and what each autoencoder of video makes of them, uint8 [H, W, 3]."""
+    config = cd.freeze(config_of("video_vae", videos, "", workdir))
+    source = make_source(config.data, "test")
+    clips = np.stack([source[i]["video"] for i in (0, len(source) - 1)])
+    made = {}
+    for name in systems:
+        vae, params = cd.load_vae(workdir / name)
+        made[name] = np.asarray(vae.decode(params, vae.encode(params, clips)))
+    made["means of patches"] = patch_means(clips, config.vae.geometry)
+    rows = []
+    for i, clip in enumerate(clips):
+        rows += [("held out", clip), *((name, video[i]) for name, video in made.items())]
+    return contact_sheet(rows, group=1 + len(made), cell=80)
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("systems", nargs="*", choices=(*SYSTEMS, []), help="which; all of them if none is named")
@@ -76,6 +97,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--motion", default="motion", help="folder of motion files")
     parser.add_argument("--workdir", type=Path, default=Path("runs/autoencoders"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sheet", type=Path, help="picture of held-out clips and what is made of them")
     options = parser.parse_args(arguments)
     rows = []
     for name in options.systems or SYSTEMS:
@@ -84,6 +106,9 @@ def main(arguments=None) -> None:
         print(line(rows[-1]), flush=True)
         if options.json:
             options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if options.sheet:
+        shown = [row["system"] for row in rows if row["system"] != "motion_vae"]
+        write_png(options.sheet, side_by_side(shown, options.videos, options.workdir))
 
 
 if __name__ == "__main__":

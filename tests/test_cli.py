@@ -195,7 +195,7 @@ def test_a_disk_that_fills_while_logging(tmp_path, monkeypatch):
 
 def test_dry_run_prints_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "compile_step", lambda recipe, mesh: compiled.append(recipe) or "step")
+    monkeypatch.setattr(loop, "compile_step", lambda recipe, mesh, spec: compiled.append(recipe) or "step")
     monkeypatch.setattr(loop, "summary", lambda recipe, mesh, step: f"summary of {recipe.config.name}, {step}")
     compiled = []
     train_main([*TRAIN, "--dry_run"])

@@ -363,6 +363,8 @@ def test_every_refusal_is_met_above():
     package = Path(causal_diffusion.__file__).parent
     found = []
     for path in sorted((package / "compatibility").glob("*.py")):
+        if path.stem == "autoencoder":  # training/test_autoencoder.py, streaming/test_decoding.py, test_vae_configs.py
+            continue
         found += sites(path, lambda text: text.startswith("refuse("))
     assert len(found) > 55
     for name in ("layout/layout", "cache/config", "diffusion/levels", "diffusion/process", "diffusion/schedule",

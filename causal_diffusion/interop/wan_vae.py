@@ -26,6 +26,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+from safetensors.numpy import save as serialised
 
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UserError
@@ -94,12 +97,12 @@ def save(path: str | os.PathLike, vae: VAE, params) -> None:
     Raises:
         UserError: the VAE has a form that diffusers' does not have, ``params`` are another's, or it cannot be written.
     """
-    from safetensors.numpy import save as serialised
-
     path, config = Path(path), vae.config.video
     if vae.config.form != "video":
         raise UserError(f"vae.form is {vae.config.form!r} and {CLASS} is a video VAE: 'video' would do")
-    for name, does in (("time_kernel", (3,)), ("decoder_blocks", (0, config.blocks + 1))):
+    for name, does in (
+        ("time_kernel", (3,)), ("decoder_blocks", (0, config.blocks + 1)), ("patch", (1,)), ("shortcuts", (False,))
+    ):  # fmt: skip
         if getattr(config, name) not in does:
             given = getattr(config, name)
             raise UserError(f"vae.video.{name} is {given}, which {CLASS} cannot be: {does[-1]} would do")
@@ -170,11 +173,6 @@ def _checked(path, given):
 
 def _read_safetensors(path):
     """A .safetensors file -> {key: float array}."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.flax import load_file
-    except ImportError as error:
-        raise UserError(f"{path} needs the package safetensors: pip install 'causal_diffusion[interop]'") from error
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

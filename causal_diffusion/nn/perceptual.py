@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from causal_diffusion.errors import UserError
 
@@ -119,10 +120,6 @@ def _read(path):
     if not path.is_file():
         raise UserError(f"no weights of LPIPS at {path}: give a .npz or .safetensors file")
     if path.suffix == ".safetensors":
-        try:
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise UserError(f"{path} needs safetensors: pip install safetensors, or give a .npz file") from None
         try:
             return load_file(path)
         except Exception as error:  # it has an exception of its own for each version

@@ -52,7 +52,9 @@ def diffusers(torch):
 
 @pytest.fixture(scope="module")
 def safetensors():
-    return pytest.importorskip("safetensors.numpy")
+    import safetensors.numpy
+
+    return safetensors.numpy
 
 
 def theirs_of(torch, diffusers, sizes, seed=0):

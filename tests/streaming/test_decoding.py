@@ -213,6 +213,7 @@ def test_bad_frames_are_told_in_one_line(trained):
     ({"data.frames": 6}, "6 frames are no whole number of latents: a clip has 1 + 2 n, 5 or 7 would do"),
     ({"guidance.observe": "square"}, "guidance.observe = 'none' would do"),
     ({"vae.form": "none"}, "vae.form is 'none'"),
+    ({"data.action_dim": 2, "model.action": 2}, "a latent stands for 2 frames: actions go with single frames"),
     ({"train.crop": 8}, "train.crop = 0 would do"),
     ({}, "no statistics of its latents yet"),
 ])
