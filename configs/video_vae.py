@@ -30,13 +30,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.vae.video.update(base=32, multipliers=(1, 2, 4), time_down=(True, True), blocks=1, decoder_blocks=1)
         c.vae.video.update(patch=2, shortcuts=True, remat=False)  # not Wan 2.1's: it learns in minutes
         c.reconstruction.update(fit="mse", kl=1e-3, perceptual=0.0, gan=0.0, gan_start=0)
-        c.train.update(steps=2500, batch=4, lr=2e-3, warmup=50, ema=0.99, crop=32)
+        c.train.update(steps=4200, batch=4, lr=2e-3, warmup=50, ema=0.99, crop=32)
         c.evaluate.update(clips=24)
         c.log.update(every=50, evaluate=300, checkpoint=300)
     if variant == "fast":
         c.vae.video.update(decoder_base=16)
         c.reconstruction.update(teacher="runs/video_vae")
-        c.train.update(lr=3e-3)
+        c.train.update(steps=1200, lr=3e-3)
     if variant not in ("", "tiny", "fast"):
         raise ValueError(f"video_vae has no variant {variant!r}; there are 'tiny' and 'fast'")
     return c

@@ -20,7 +20,7 @@ from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
-from causal_diffusion.training import loop
+from causal_diffusion.training import evaluate, loop
 from causal_diffusion.training.interrupt import Interrupted
 from causal_diffusion.training.state import create
 
@@ -176,8 +176,8 @@ def test_evaluation_changes_nothing_and_is_not_repeated(small, train, reference,
     def copy(pipeline, clips, frames=None):
         return np.repeat(clips.video[:, clips.context - 1 : clips.context], frames or clips.frames, axis=1)
 
-    monkeypatch.setattr(loop.evaluate, "stream_held_out", copy)
-    monkeypatch.setattr(loop.evaluate, "RECOGNISERS", {})
+    monkeypatch.setattr(evaluate, "stream_held_out", copy)
+    monkeypatch.setattr(evaluate, "RECOGNISERS", {})
     config = small("evaluate.clips=2", "log.evaluate=6")
     train(config, tmp_path / "whole")
     stop_at(STOP, train, config, tmp_path / "parts", interrupt, Interrupted)
