@@ -34,6 +34,7 @@ SMALL = {
         base=4, latent=2, unet=4, multipliers=(1, 2), unet_multipliers=(1, 1, 1), time_down=(True,), blocks=1,
         wide=3, up=3, pad="edge", steps=3, patch=2)),
 }  # fmt: skip
+QUICK = ("motion", "video", "tokenizer", "cdt")  # one of each form in the first tier, all in the second
 LATENTS = 4
 PLANS = ((1, 1, 1, 1), (1, 3), (1, 2, 1), (2, 2), (3, 1))  # latents per piece
 
@@ -62,7 +63,9 @@ class Case:
         self.decoded = self.vae.decode(self.params, self.latents)
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+@pytest.fixture(
+    scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in SMALL]
+)
 def case(request):
     return Case(request.param)
 

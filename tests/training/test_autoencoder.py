@@ -172,7 +172,7 @@ def test_one_device_computes_what_eight_do(config):
     """Per leaf: |d| <= 1e-5 (|g_leaf| + 1e-3 |g_all|), parameters split over fsdp included."""
     recipe = build_autoencoder(config)
     batch, params = batch_of(config), params_of(recipe)
-    batch["video"] = 0.5 + 0.3 * batch["video"]  # about zero the terms of a gradient cancel, and rounding is what is left
+    batch["video"] = 0.5 + 0.3 * batch["video"]  # about zero the terms of a gradient cancel and leave rounding
     whole, _ = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
     for mesh in (make_mesh(MeshConfig(8, 1)), make_mesh(MeshConfig(1, 8))):
         rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
