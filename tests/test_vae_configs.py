@@ -61,7 +61,7 @@ def test_tiny_is_the_same_system_for_two_cores(name):
     g, h = full.vae.geometry, tiny.vae.geometry
     assert (g.apart, g.axes) == (h.apart, h.axes)
     count = parameter_count(jax.eval_shape(build_autoencoder(tiny).vae.init, jax.random.key(0)))
-    assert 1e4 < count < 1e7
+    assert 1e4 < count < 2e7
 
 
 @pytest.mark.parametrize("name", NAMES)

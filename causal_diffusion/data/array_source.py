@@ -27,8 +27,8 @@ class ArraySource:
         label = None if label is None else np.asarray(label)
         action = None if action is None else np.asarray(action)
         if video.ndim not in (3, 5):
-            raise UserError("video must have the axes [clip, frame, height, width, channel], or of a series "
-                            f"[clip, frame, channel], got shape {video.shape}")
+            raise UserError("video must have the axes [clip, frame, channel] or [clip, frame, height, width, channel], "
+                            f"got shape {video.shape}")
         if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating):
             raise UserError(f"video must be uint8 or floating point in [-1, 1], got {video.dtype}")
         if label is not None and (label.shape != video.shape[:1] or label.dtype.kind not in "iu"):
