@@ -142,7 +142,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
         return jax.jit(jax.grad(lambda p: parts(recipe, p, batch, keys)[0][name]))(params)
 
     fit, adversarial, discriminator = (only(n) for n in ("fit", "adversarial", "discriminator"))
-    grads, metrics = autoencoder_gradients(recipe, params, batch, key, 0)
+    grads, metrics = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, key, 0)
     end = functools.partial(functools.reduce, lambda tree, name: tree[name], recipe.vae.network.decoder_end)
     weight = 0.5 * norm(end(fit["vae"])) / (norm(end(adversarial["vae"])) + 1e-4)
     np.testing.assert_allclose(metrics["adversarial_weight"], weight, rtol=1e-4)
@@ -152,7 +152,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
         grads["discriminator"], discriminator["discriminator"],
     )  # fmt: skip
     late = override(config, {"reconstruction.gan_start": 5})
-    _, metrics = autoencoder_gradients(build_autoencoder(late), params, batch, key, 4)
+    _, metrics = jax.jit(functools.partial(autoencoder_gradients, build_autoencoder(late)))(params, batch, key, 4)
     assert metrics["adversarial_weight"] == 0.0
 
 
@@ -187,6 +187,7 @@ def test_one_device_computes_what_eight_do(config):
             assert norm(a - b) <= 1e-5 * (norm(a) + 1e-3 * total)
 
 
+@pytest.mark.full
 def test_a_decoder_is_distilled_and_the_encoder_stays(tmp_path, one_device, train):
     source = clips(VIDEO)
     teacher, params = train(VIDEO, tmp_path / "teacher", source=source)
@@ -258,6 +259,7 @@ def test_bad_configs_are_told_in_one_line(base, overrides, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.full
 def test_it_may_learn_from_squares_and_is_evaluated_on_whole_frames(tmp_path, one_device, train):
     config = override(VIDEO, {"train.crop": 4, "log.evaluate": 0})
     assert build_autoencoder(config).frame_shape == (4, 4, 1)
