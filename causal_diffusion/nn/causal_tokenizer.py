@@ -33,6 +33,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.nn import quantise
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import Carry, CausalConv
+from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify, unpatchify
 
 
@@ -88,9 +89,7 @@ class TokenizerConfig:
     @property
     def compute_dtype(self):
         """The dtype of matmuls on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
     def linear(self, features: int, name: str, bias: bool = True, dtype=None, **inits) -> nn.Dense:
         """A Linear layer."""

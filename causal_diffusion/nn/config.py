@@ -3,9 +3,9 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from causal_diffusion.nn.attention import BACKENDS
+from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.rope import axis_widths
 
 
@@ -139,9 +139,7 @@ class TransformerConfig:
     @property
     def compute_dtype(self):
         """The dtype of matmuls on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
     @property
     def modulations(self) -> int:

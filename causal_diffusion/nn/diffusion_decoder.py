@@ -36,6 +36,7 @@ from causal_diffusion.diffusion.solvers import SolverConfig, make
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow, normal
 from causal_diffusion.nn.causal_conv import Carry
 from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNet, time_down
+from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify
 
 DDIM = make(SolverConfig("ddim"))
@@ -133,9 +134,7 @@ class CDTConfig:
     @property
     def compute_dtype(self):
         """The dtype of convolutions on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
     @property
     def form(self) -> dict:

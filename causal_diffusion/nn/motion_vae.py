@@ -20,12 +20,12 @@ arXiv 2501.01423). With the default sizes there are 76,312,199 parameters, 16,64
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from causal_diffusion.nn.attention import dense
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import Carry, CausalConv, State
+from causal_diffusion.nn.dtypes import compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,7 @@ class MotionVAEConfig:
     @property
     def compute_dtype(self):
         """The dtype of matmuls on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
 
 class Residual(nn.Module):

@@ -40,6 +40,7 @@ from causal_diffusion.nn.causal_conv import (
     TimeUpsample,
     enlarge,
 )
+from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify, unpatchify
 
 
@@ -117,9 +118,7 @@ class VideoVAEConfig:
     @property
     def compute_dtype(self):
         """The dtype of convolutions on the backend at hand."""
-        if self.dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return jnp.dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
     def conv(self, features: int, name: str, dtype=None) -> CausalConv:
         """A 3 x 3 convolution with the taps along time that the config asks for."""
