@@ -4,7 +4,9 @@ Whatever is not sharded runs on the first of them. There is no persistent compil
 write its entries atomically, and the tests that kill a process in mid-run would leave broken ones behind.
 """
 
+import gc
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,7 +17,19 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()  # grain reads an absl flag in its workers, which only absl.app.run would parse
 
+MAPS = Path("/proc/self/maps")  # Linux
+MOST_MAPS = 30_000  # of the 65,530 that Linux grants a process (vm.max_map_count)
+
 
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_forgotten():
+    """XLA's CPU backend maps memory for every program it compiles, and at the limit of maps it crashes."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
