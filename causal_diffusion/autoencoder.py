@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class AutoencoderRecipe(NamedTuple):
     frames: int  # of a training clip
     frame_shape: tuple[int, ...]  # (*space, channels) of one frame
     teacher: VAE | None = None  # whose decoder is the target, in distillation
+    features: Callable | None = None  # (params, frames) -> [B, L, F] that latents are aligned with; None: kinematics
 
     @property
     def discriminator(self) -> Discriminator | None:

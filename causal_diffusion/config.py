@@ -31,6 +31,8 @@ from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import SolverConfig
 from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
+from causal_diffusion.nn.motion_text import MotionTextConfig
+from causal_diffusion.nn.text.config import TextConfig
 from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.nn.vae import VAEConfig
 from causal_diffusion.parallel.mesh import MeshConfig
@@ -50,10 +52,16 @@ class TrainConfig:
     clip: float = 1.0  # global gradient norm; 0: no clipping
     ema: float = 0.999  # decay of the averaged parameters, lower in the first steps
     accumulate: int = 1  # micro-batches whose gradients are averaged into one step
-    drop: float = 0.1  # share of samples that train without their class and text, for guidance
+    own_past: tuple[float, ...] = ()  # share of the clean past that is the network's own guess, from first to last step
+    drop: float = 0.1  # share of samples that train without their class and text; of a motion_text, of words
     flip: bool = False  # mirror half of the clips left to right
     crop: int = 0  # an autoencoder sees a random square of so many pixels of every clip; 0: whole frames
     init_from: str = ""  # checkpoint directory whose averaged parameters start this run
+
+
+    def __post_init__(self):
+        if self.own_past and (len(self.own_past) != 2 or not all(0.0 <= share <= 1.0 for share in self.own_past)):
+            raise ValueError(f"train.own_past is {self.own_past}; it is () or two shares, (0.0, 0.5) would do")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,7 @@ class ReconstructionConfig:
     gan_width: int = 64  # channels of the discriminator's first layer
     align: float = 0.0  # weight of the alignment of latents with frozen features, times the adaptive one
     align_margins: tuple[float, ...] = (0.5, 0.25)  # of the cosines, of the distances
+    features: str = ""  # run of a model of motions and captions whose features latents are aligned with; '': kinematics
     teacher: str = ""  # run of an autoencoder whose encoder is kept and whose decoder is the target
 
     def __post_init__(self):
@@ -125,16 +134,19 @@ class StreamConfig:
 class Config:
     """A system: its six choices, its network, its data, and how it is trained; or the autoencoder of one.
 
-    With ``trains = 'vae'`` the run makes the autoencoder of section ``vae``. Else it makes the transformer; then
+    With ``trains = 'vae'`` the run makes the autoencoder of section ``vae``, with 'motion_text' the model of motions
+    and captions of that section. Else it makes the transformer; then
     ``vae``, where it has a form, says whose latents the transformer works on.
     """
 
     name: str = "unnamed"
-    trains: str = "transformer"  # or 'vae'
+    trains: str = "transformer"  # or 'vae', or 'motion_text'
     seed: int = 0
     data: DataConfig = DataConfig()
     vae: VAEConfig = VAEConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
+    text: TextConfig = TextConfig()
+    motion_text: MotionTextConfig = MotionTextConfig()
     model: TransformerConfig = TransformerConfig()
     layout: Layout = Layout()
     process: Process = Process()
@@ -150,8 +162,8 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        if self.trains not in ("transformer", "vae"):
-            raise ValueError(f"trains is {self.trains!r}; it is 'transformer' or 'vae'")
+        if self.trains not in ("transformer", "vae", "motion_text"):
+            raise ValueError(f"trains is {self.trains!r}; it is 'transformer', 'vae' or 'motion_text'")
 
 
 ELASTIC = (
@@ -166,7 +178,10 @@ ELASTIC = (
     "train.steps",
     "train.init_from",
     "vae.checkpoint",
+    "text.path",
+    "text.cache",
     "reconstruction.lpips",
+    "reconstruction.features",
     "data.path",
     "data.threads",
     "data.prefetch",
@@ -201,22 +216,6 @@ def load_config(name: str, overrides=()) -> ml_collections.ConfigDict:
     flat = flatten(given) | _read(overrides)
     config = ml_collections.ConfigDict(_nest(flatten(dataclasses.asdict(Config())) | _checked(flat)))
     return config.lock()
-
-
-def tiny_on_digits(config: ml_collections.ConfigDict) -> None:
-    """Gives a config, in place, the data and the budget that the ``tiny`` variants of the family share.
-
-    Clips of moving digits with their class and no other condition, one small network, minutes on two CPU cores. A
-    variant then sets what its system needs beside it. ``benchmarks/family.py`` compares systems by this budget.
-    """
-    config.data.update(source="moving_digits", path="", frames=12, height=16, width=16, channels=1)
-    config.data.update(classes=0, action_dim=0)  # of a folder or of own clips; digits know their class
-    config.model.update(width=192, depth=4, heads=6, mlp=768, patch=(1, 8, 8), channels=1)
-    config.model.update(classes=10, action=0, text=0)
-    config.process.update(clip=1.0)  # the data lie in [-1, 1]
-    config.train.update(steps=1500, batch=6, lr=3e-3, warmup=150, ema=0.998)
-    config.evaluate.update(clips=64, context=4, frames=48)
-    config.log.update(every=50, evaluate=0, checkpoint=1000)
 
 
 def freeze(config) -> Config:
@@ -343,7 +342,7 @@ def _cast(key, value, kind):
             value = None
     if get_origin(kind) is tuple:
         element = get_args(kind)[0]
-        value = (value,) if isinstance(value, element) else value
+        value = (value,) if get_origin(element) is None and isinstance(value, element) else value
         if isinstance(value, (tuple, list)):
             return tuple(_cast(key, item, element) for item in value)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -80,20 +80,24 @@ class Recipe(NamedTuple):
         return streams, null_condition(c, batch), jnp.asarray(layout.training_mask(frames))
 
 
-def null_condition(model: TransformerConfig, batch: int, blocks: int = 1) -> Condition:
-    """The condition that says nothing, for ``blocks`` blocks."""
+def null_condition(model: TransformerConfig, batch: int, blocks: int = 1, tokens: int = 1) -> Condition:
+    """The condition that says nothing, for ``blocks`` blocks; of ``tokens`` null tokens of text the first counts."""
+    text = mask = None
+    if model.text:
+        shape = (batch, blocks, tokens)
+        text = jnp.zeros(shape, jnp.int32) if model.vocabulary else jnp.zeros((*shape, model.text))
+        mask = jnp.broadcast_to(jnp.arange(tokens) == 0, shape)
     return Condition(
-        label=jnp.full((batch, blocks), -1, jnp.int32) if model.classes else None,
-        text=jnp.zeros((batch, blocks, 1, model.text)) if model.text else None,
-        text_mask=jnp.ones((batch, blocks, 1), bool) if model.text else None,
+        label=jnp.full((batch, blocks), -1, jnp.int32) if model.classes else None, text=text, text_mask=mask
     )
 
 
 def build(config) -> Recipe:
     """Checks a config and makes its Recipe. UserError names the keys that clash and a value that would do."""
     config = freeze(config)
-    if config.trains == "vae":
-        raise UserError("trains is 'vae': the config is of an autoencoder, trains = 'transformer' would do")
+    if config.trains != "transformer":
+        what = {"vae": "an autoencoder", "motion_text": "a model of motions and captions"}[config.trains]
+        raise UserError(f"trains is {config.trains!r}: the config is of {what}, trains = 'transformer' would do")
     resolved = check(config)
     return Recipe(
         config=config,

@@ -22,7 +22,7 @@ the last 15 % of the steps. A stream remembers the last 12 frames, the paper's e
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

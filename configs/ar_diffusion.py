@@ -22,7 +22,7 @@ Data are 32 tokens of 4 numbers per frame from a one-dimensional tokeniser.
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ added to the tokens, not before the first attention along time, and every clip b
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

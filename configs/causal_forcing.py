@@ -24,8 +24,8 @@ cosine.
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
 from causal_diffusion.diffusion.schedule import warp
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

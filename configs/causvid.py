@@ -22,8 +22,8 @@ Weights are meant to start from Wan 2.1's (train.init_from). Batch, steps and ra
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
 from causal_diffusion.diffusion.schedule import nearest
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

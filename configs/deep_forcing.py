@@ -26,8 +26,8 @@ does not say. Trained by teacher forcing, as `self_forcing`; without its distill
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
 from causal_diffusion.diffusion.schedule import warp
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

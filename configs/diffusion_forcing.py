@@ -22,7 +22,7 @@ the data, not on the noise. The learning rate falls on a cosine.
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

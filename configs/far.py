@@ -21,7 +21,7 @@ once saw, where the paper encodes its window anew for every frame. The learning 
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -24,7 +24,7 @@ forgets the coarse frame 300 frames ago, the paper's ends there. No guidance. Th
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -10,6 +10,7 @@ Method:    Gaussian likelihood of the best sigma, the root once more with weight
            with frozen features of motion, weighed by gradient norms. The paper's features come from a part-wise model
            of motion and text; these are kinematics (motion/features.py). It does not tell the weights of KL and
            alignment.
+           'text' also takes --config.reconstruction.features=runs/motion_text, a run of configs/motion_text.py:tiny.
 Hardware:  the full size: one accelerator. 'tiny': two CPU cores, five minutes.
 Expected:  'tiny': docs/vae.md.
 """
@@ -20,7 +21,7 @@ PATH = "motion"  # <- the only line to edit
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: '' (the paper's size) and 'tiny' (21 joints, two CPU cores)."""
+    """Variants: '' (the paper's size), 'tiny' (21 joints, two CPU cores) and 'text' (the autoencoder of cmdm:tiny)."""
     c = ml_collections.ConfigDict()
     c.trains = "vae"
     c.data = dict(source="own", frames=64, height=0, width=0, channels=263)
@@ -35,6 +36,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.reconstruction.update(root=2, kl_warmup=200)
         c.train.update(steps=2000, batch=16, lr=5e-4, warmup=100, ema=0.995)
         c.log.update(every=50, evaluate=500, checkpoint=500)
+    elif variant == "text":
+        c.data.update(source="motion_clips", path=PATH, representation="essential", fps=20.0, frames=64, channels=64)
+        c.data.update(stride=4, mirror=True, unseen=0.15)
+        c.vae.motion.update(channels=64, latent=16, width=256, align=64)
+        c.reconstruction.update(root=3, kl_warmup=400)
+        c.train.update(steps=4000, batch=16, lr=5e-4, warmup=100, ema=0.995)
+        c.log.update(every=50, evaluate=1000, checkpoint=1000)
     elif variant:
-        raise ValueError(f"motion_vae has no variant {variant!r}; there is 'tiny'")
+        raise ValueError(f"motion_vae has no variant {variant!r}; there are 'tiny' and 'text'")
     return c

@@ -21,7 +21,7 @@ training, steps of sampling, how little noise the past gets. Training gives the 
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -23,8 +23,8 @@ paper up to 18. Weights are meant to start from Wan 2.1's (train.init_from). Bat
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
 from causal_diffusion.diffusion.schedule import warp
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -21,7 +21,7 @@ training code is not public: batch, steps, rate and the shift of the levels are 
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -19,7 +19,7 @@ division by the mean; the past is given as clean context, not by guidance. The g
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -21,7 +21,7 @@ configs/ca2_vdm.py says; the number of steps, warm-up and AdamW's betas and deca
 
 import ml_collections
 
-from causal_diffusion.config import tiny_on_digits
+from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

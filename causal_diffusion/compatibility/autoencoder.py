@@ -14,9 +14,14 @@ def clip_shapes(config: Config) -> dict:
     if config.trains == "vae" and config.train.crop:
         frames, *_, channels = spec["video"].shape
         spec["video"] = type(spec["video"])((frames, config.train.crop, config.train.crop, channels), np.float32)
-    if config.trains == "vae" or config.vae.form == "none" or config.data.source == "latents":
-        return spec
     video = spec["video"]
+    if config.trains != "vae" and config.text.encoder != "none":
+        taker = config.model if config.trains == "transformer" else config.motion_text
+        shape, words = (config.text.tokens,), taker.vocabulary
+        spec["text"] = type(video)(shape if words else (*shape, taker.text), np.int32 if words else np.float32)
+        spec["text_mask"] = type(video)(shape, np.bool_)
+    if config.trains != "transformer" or config.vae.form == "none" or config.data.source == "latents":
+        return spec
     spec["video"] = type(video)(_latent_shape(config, video.shape), video.dtype)
     return spec
 

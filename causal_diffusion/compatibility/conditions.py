@@ -6,6 +6,7 @@ from causal_diffusion.data.sources import condition_sizes
 
 def check_conditions(config):
     model, guidance = config.model, config.guidance
+    check_text(config.text, model)
     if config.train.flip and condition_sizes(config.data)[1]:
         refuse(
             f"train.flip is True and data.source {config.data.source!r} has actions, which a mirrored clip would "
@@ -27,6 +28,21 @@ def check_conditions(config):
         refuse(
             f"guidance.kind is {guidance.kind!r} and train.drop is 0: the model never trains without its "
             "conditions; train.drop = 0.1 would do"
+        )
+
+
+def check_text(text, model):
+    """Does the transformer take what the text encoder gives?"""
+    if text.encoder != "none" and not model.text:
+        refuse(
+            f"text.encoder is {text.encoder!r} and model.text is 0: nothing would listen to prompts, model.text = "
+            f"{model.width if text.encoder == 'words' else 768} would do"
+        )
+    if text.encoder != "none" and (text.encoder == "words") != bool(model.vocabulary):
+        wanted = 1000 if text.encoder == "words" else 0
+        refuse(
+            f"text.encoder is {text.encoder!r} and model.vocabulary is {model.vocabulary}: the model embeds ids of "
+            f"words, and only them, model.vocabulary = {wanted} would do"
         )
 
 

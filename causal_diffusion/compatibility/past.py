@@ -18,6 +18,22 @@ def check_past(config):
             "cache.kind is 'none' and layout.kind is 'teacher_forcing': its past is made to be cached; "
             "cache.kind = 'kv' would do"
         )
+    if not layout.separate_clean:
+        for key, value, plain, clash in (
+            ("model.head", model.head, "linear", model.head == "diffusion"),
+            ("train.own_past", config.train.own_past, (), bool(config.train.own_past)),
+        ):
+            if clash:
+                refuse(
+                    f"{key} is {value!r} and layout.kind is {layout.kind!r}: it takes a clean past beside the noisy "
+                    f"frames; {key} = {plain!r} would do"
+                )
+    if config.train.own_past and (layout.copies > 1 or layout.knot):
+        name = "copies" if layout.copies > 1 else "knot"
+        refuse(
+            f"train.own_past is {config.train.own_past} and layout.{name} is {getattr(layout, name)}: a past has one "
+            f"guess of every frame; layout.{name} = {int(name == 'copies')} would do"
+        )
     if layout.separate_clean or levels.has_context:
         return
     for name, plain in (("prefix", 0), ("mask_channel", False), ("modulate_clean", True)):

@@ -3,9 +3,10 @@
 import dataclasses
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.motion.body import REPRESENTATIONS
 
 SPLITS = ("train", "test")
-ANY_CHANNELS = ("own", "latents", "motion_clips")  # sources whose clips need not be pictures
+ANY_CHANNELS = ("own", "latents", "motion_clips", "humanml3d", "snapmogen")  # sources whose clips need not be pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,12 @@ class DataConfig:
     height: int = 16               # pixels, or cells of latents; height = width = 0: a series, without space
     width: int = 16                # likewise
     channels: int = 1              # 1 grey, 3 RGB; of latents, a series or one's own clips any number
-    fps: float = 0.0               # video_folder: frames per second after resampling; 0 keeps each file's own
-    stride: int = 1                # video_folder: frames between the starts of neighbouring clips
+    fps: float = 0.0               # frames per second after resampling; 0 keeps the files' own
+    stride: int = 1                # frames between the starts of neighbouring clips
+    shortest: int = 0              # motion, latents: clips of so many frames are padded to data.frames; 0: none is
+    representation: str = "joints" # motion_clips: what a frame's numbers are, a key of motion.body.REPRESENTATIONS
+    mirror: bool = False           # motion_clips: training also has every clip with left and right exchanged
+    unseen: float = 0.0            # motion_clips: share of (content, style) pairs that are kept from training
     classes: int = 0               # video_folder: labels 0 .. classes-1 in clips.jsonl; 0 = no labels
     action_dim: int = 0            # video_folder: numbers per action of clips.jsonl; 0 = no actions
     digits: int = 1                # moving_digits: digits in a clip
@@ -35,8 +40,8 @@ class DataConfig:
 
     def __post_init__(self):
         pictures = self.source not in ANY_CHANNELS
-        at_least = {"frames": 1, "height": int(pictures), "width": int(pictures), "fps": 0, "stride": 1, "classes": 0,
-                    "action_dim": 0, "digits": 1, "seed": 0, "threads": 0, "prefetch": 0}
+        at_least = {"frames": 1, "shortest": 0, "height": int(pictures), "width": int(pictures), "fps": 0, "stride": 1,
+                    "classes": 0, "action_dim": 0, "digits": 1, "seed": 0, "threads": 0, "prefetch": 0}
         for key, least in at_least.items():
             if not getattr(self, key) >= least:  # so that nan fails too
                 raise UserError(f"data.{key} must be at least {least}, got {getattr(self, key)}")
@@ -49,6 +54,14 @@ class DataConfig:
             raise UserError(f"data.channels must be at least 1, got {self.channels}")
         if not self.speed > 0:
             raise UserError(f"data.speed must be above 0 pixels per frame, got {self.speed}")
+        if self.representation not in REPRESENTATIONS:
+            raise UserError(f"data.representation is {self.representation!r}: it is one of "
+                            f"{', '.join(REPRESENTATIONS)}")
+        if self.shortest > self.frames:
+            raise UserError(f"data.shortest is {self.shortest} and data.frames is {self.frames}: it is at most an "
+                            f"element, data.shortest={self.frames} would do")
+        if not 0 <= self.unseen < 1:
+            raise UserError(f"data.unseen is a share: it must be at least 0 and below 1, got {self.unseen}")
         if not 0 <= self.holdout < 1:
             raise UserError(f"data.holdout is a share: it must be at least 0 and below 1, got {self.holdout}")
 

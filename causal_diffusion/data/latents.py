@@ -39,7 +39,8 @@ class Latents:
     """Windows of the latents in data.path: see the module's docstring, and sources.py for what an element holds.
 
     data.frames, data.height, data.width and data.channels are those of latents; height and width are 0 of a series.
-    Clips of fewer latents are skipped with a warning. An action is the mean over the frames that a latent stands for.
+    Clips of fewer latents are skipped with a warning; from data.shortest on they are padded with zeros, and elements
+    have their 'length'. An action is the mean over the frames that a latent stands for.
 
     Attributes: ``captions``, one string per element; ``mean`` and ``std`` of each channel, by which elements are
     normalised; ``fingerprint`` and ``vae_config`` (a dict) of the autoencoder; ``meta``, all that is known of the set.
@@ -79,6 +80,7 @@ class Latents:
         content = [[shard["sha256"] for shard in self.meta["shards"]], self.mean, self.std]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         conditions = f"classes={c.classes}, action_dim={c.action_dim}"
+        conditions += f", shortest={c.shortest}" if c.shortest else ""
         return (f"Latents(split={self._split!r}, windows={len(self)}, digest={digest}, vae={_short(self.fingerprint)}, "
                 f"frames={c.frames}, stride={c.stride}, {conditions})")
 
@@ -87,6 +89,10 @@ class Latents:
         record, window = self._records[clip], slice(start, start + self._config.frames)
         latents = record["latents"][window].astype(np.float32)
         element = {"video": (latents - np.float32(self.mean)) / np.float32(self.std)}
+        if self._config.shortest:
+            video = np.zeros((self._config.frames, *latents.shape[1:]), np.float32)
+            video[: len(latents)] = element["video"]
+            element = {"video": video, "length": np.asarray(len(latents), np.int32)}
         if self._config.classes:
             element["label"] = np.asarray(record["label"], np.int32)
         if self._config.action_dim:
@@ -104,14 +110,17 @@ class Latents:
     def _of_clips(self, lengths):
         """(clip, first latent) of each window."""
         frames, apart = self._config.frames, self.meta["geometry"]["apart"]
-        short = sum(n < frames for n in lengths)
+        key = "shortest" if self._config.shortest else "frames"
+        least = getattr(self._config, key)
+        short = sum(n < least for n in lengths)
         if short == len(lengths):
-            raise UserError(f"no clip in {self._folder} has data.frames={frames} latents: the longest has "
-                            f"{max(lengths)}; set data.frames to at most {max(lengths)}, or encode longer clips")
+            raise UserError(f"no clip in {self._folder} has data.{key}={least} latents: the longest has "
+                            f"{max(lengths)}; set data.{key} to at most {max(lengths)}, or encode longer clips")
         if short:
-            log.warning("skipped %d of the %d clips in %s: they have fewer latents than data.frames=%d (the shortest "
-                        "%d)", short, len(lengths), self._folder, frames, min(lengths))
-        starts = (range(0, n - frames + 1, self._config.stride)[: 1 if apart else None] for n in lengths)
+            log.warning("skipped %d of the %d clips in %s: they have fewer latents than data.%s=%d (the shortest "
+                        "%d)", short, len(lengths), self._folder, key, least, min(lengths))
+        padded = [frames if least <= n < frames else n for n in lengths]
+        starts = (range(0, n - frames + 1, self._config.stride)[: 1 if apart else None] for n in padded)
         return [(clip, start) for clip, of_clip in enumerate(starts) for start in of_clip]
 
 

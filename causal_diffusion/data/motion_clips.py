@@ -1,58 +1,58 @@
-"""Clips of human motion as a source: joint positions and the path of the body, from a folder of npz files.
+"""Clips of human motion as a source, from a folder of npz files (``motion_npz``) of joint positions.
 
     *_train_*.npz     the training split          *_test.npz     the held-out one
 
-A file holds clips one after the other; clip i is rows clip_start[i] : clip_start[i+1] of
-
-    positions   [F, J, 3]   metres, y up; x and z around the ground point of the first joint (the hips) of that frame
-    root_xz     [F, 2]      metres, the ground point
-    clip_start  int [N + 1]
-    text, name  str [N]     a caption, and what the clip is called
-    fps         float       the same in every file, as the number of joints and their names and parents are
-    joint_names, parents    [J], optional; the parent of the first joint is -1
-
-A frame becomes the 2 + 3 J numbers of ``motion.joints``, less the mean of each number over the training split, over one
-deviation for each kind of number (HumanML3D's way, Guo et al. 2022): the mean of the deviations of those of its kind.
-So joints keep their proportions, and a joint that hardly moves does not become noise.
+A clip is resampled to data.fps and told in the numbers of data.representation (``motion.body``), less the mean of each
+number over the training split, over one deviation for each kind of number.
 
     clip        |----------------------------------------------|
     elements    [--------][--------][--------]                       data.frames long, starts data.stride apart
+    short clip  |------|~~~~                                         from data.shortest frames on: padded with zeros
 
-Everything is in memory, positions in float16 or float32 as the files have them; sources of one folder that are alive
-share it.
+With data.shortest an element also says how many of its frames count ('length'), a multiple of four. With data.mirror
+the training split has every clip twice, the second time left and right exchanged, in the caption too. With data.unseen
+a share of the kinds (content and style) is not in the training split at all: every content and every style is, but not
+these together.
+
+Everything is in memory, as float32; sources of one folder that are alive share it.
 """
 
 import hashlib
 import logging
 import threading
 import weakref
-import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from causal_diffusion.data.config import DataConfig
+from causal_diffusion.data.motion_npz import read_file
 from causal_diffusion.errors import UserError
-from causal_diffusion.motion import joints
+from causal_diffusion.motion.body import REPRESENTATIONS, Body, statistics
+from causal_diffusion.motion.mirror import mirror_caption, mirror_positions
+from causal_diffusion.motion.resample import resample
+from causal_diffusion.motion.skeleton import of
 
 log = logging.getLogger(__name__)
 
 PATTERNS = {"train": "*_train_*.npz", "test": "*_test.npz"}
+UNIT = 4  # frames: a clip that is padded counts to a multiple of these, as many as motion autoencoders join
 
 
 class MotionClips:
     """Windows of the motion clips in data.path: see the module's docstring, and sources.py for an element.
 
-    data.channels is 2 + 3 J and data.height and data.width are 0. Clips shorter than data.frames make no element. Whole
-    clips, however short, are ``clip(0)`` to ``clip(clips - 1)``.
+    data.channels is the width of the representation and data.height and data.width are 0. Clips shorter than
+    data.frames, or than data.shortest if that is set, make no element. Whole clips, however short, are ``clip(0)`` to
+    ``clip(clips - 1)``.
 
     Attributes:
-        captions: one string per element.
-        clips, names, clip_captions: how many whole clips there are, what they are called, and what they show.
-        mean, std: float32 [2 + 3 J], metres: element = (numbers - mean) / std.
-        joint_names, parents: of the J joints; () where the files do not say.
+        captions, kinds: one string per element: what it shows; its content and style, as the files say ('' if not).
+        clips, names, clip_captions, clip_kinds: how many whole clips there are, what they are called, and what they
+            show.
+        body: what the numbers mean (``motion.body``); mean, std: float32 [C], element = (numbers - mean) / std.
         fps: frames per second.
+        unseen: kinds that the training split does not have.
 
     Raises:
         UserError: the folder is missing, holds no usable file or no long enough clip, or is not what the config says.
@@ -60,16 +60,21 @@ class MotionClips:
 
     def __init__(self, config: DataConfig, split: str):
         self._config, self._split = config, split
-        self._library = library = _library(_checked_folder(config.path))
+        self._library = library = _library(_checked_folder(config.path), config)
         if split not in library.clips:
             raise UserError(f"there is no {PATTERNS[split]} in {library.folder}: put the {split} split there")
-        self._clips = library.clips[split]
-        self.mean, self.std, self.fps = library.mean, library.std, library.body.fps
-        self.joint_names, self.parents = library.body.joint_names, library.body.parents
-        self.names, self.clip_captions = self._clips.names, self._clips.captions
+        self.body, self.fps, self.unseen = library.body, library.body.fps, library.unseen
+        self.mean, self.std = np.float32(self.body.mean), np.float32(self.body.std)
+        kept = library.clips[split]
+        self._numbers = [numbers for _, numbers in kept]
+        self.names = [clip.name for clip, _ in kept]
+        self.clip_captions = [clip.caption for clip, _ in kept]
+        self.clip_kinds = [clip.kind for clip, _ in kept]
         _check_config(config, library.body)
-        lengths = np.diff(self._clips.start)
+        lengths = np.array([len(numbers) for numbers in self._numbers])
         windows = np.maximum(0, (lengths - config.frames) // config.stride + 1)
+        if config.shortest:
+            windows = np.maximum(windows, lengths >= config.shortest)
         _check_lengths(config, split, lengths, self.names)
         # Element i lies in the clip s with first_window[s] <= i < first_window[s + 1].
         self._first_window = np.cumsum([0, *windows])
@@ -84,177 +89,151 @@ class MotionClips:
 
     def __repr__(self) -> str:
         c = self._config
+        shortest = f", shortest={c.shortest}" if c.shortest else ""
         return (
             f"MotionClips(split={self._split!r}, clips={len(self)}, stretches={self.clips}, "
-            f"digest={self._library.digest(self._split)}, size={(c.frames, c.channels)}, stride={c.stride})"
+            f"digest={self._library.digest(self._split)}, size={(c.frames, c.channels)}, stride={c.stride}{shortest})"
         )
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         clip, start = self._locate(range(len(self))[i])
-        return {"video": self._read(clip, start, start + self._config.frames)}
+        frames = self._normal(self._numbers[clip][start : start + self._config.frames])
+        if not self._config.shortest:
+            return {"video": frames}
+        return padded(frames, self._config.frames)
 
     @property
     def captions(self) -> list[str]:
-        return [c for c, n in zip(self.clip_captions, np.diff(self._first_window), strict=True) for _ in range(n)]
+        return self._by_element(self.clip_captions)
+
+    @property
+    def kinds(self) -> list[str]:
+        return self._by_element(self.clip_kinds)
 
     @property
     def clips(self) -> int:
         return len(self.names)
 
     def clip(self, i: int) -> np.ndarray:
-        """All frames of clip i, float32 [T, 2 + 3 J], normalised as elements are."""
-        return self._read(range(self.clips)[i], 0, None)
+        """All frames of clip i, float32 [T, C], normalised as elements are."""
+        return self._normal(self._numbers[range(self.clips)[i]])
 
     def denormalise(self, x):
-        """[..., 2 + 3 J] of elements -> the numbers of ``motion.joints``, metres."""
-        return x * self.std + self.mean
+        """[..., C] of elements -> the numbers of the representation."""
+        return self.body.denormalise(x)
+
+    def _normal(self, numbers):
+        return (numbers - self.mean) / self.std
+
+    def _by_element(self, of_clip):
+        return [value for value, n in zip(of_clip, np.diff(self._first_window), strict=True) for _ in range(n)]
 
     def _locate(self, i: int) -> tuple[int, int]:
         """Element i's clip, and its first frame there."""
         clip = int(np.searchsorted(self._first_window, i, side="right")) - 1
         return clip, (i - int(self._first_window[clip])) * self._config.stride
 
-    def _read(self, clip, start, stop):
-        c = self._clips
-        rows = slice(*c.start[clip : clip + 2])
-        positions, root = c.positions[rows][start:stop], c.root[rows]
-        before = root[max(start - 1, 0)]
-        return (joints.encode(positions.astype(np.float32), root[start:stop], before) - self.mean) / self.std
 
-
-class _Clips(NamedTuple):
-    """Clips of one split, one after the other."""
-
-    positions: np.ndarray  # float16 or float32 [F, J, 3]
-    root: np.ndarray  # float32 [F, 2]
-    start: np.ndarray  # int [N + 1]
-    names: list[str]
-    captions: list[str]
-
-    def numbers(self, i: int) -> np.ndarray:
-        """float32 [T, 2 + 3 J] of clip i, metres."""
-        rows = slice(*self.start[i : i + 2])
-        return joints.encode(self.positions[rows].astype(np.float32), self.root[rows])
-
-
-class _Body(NamedTuple):
-    """What all files must agree on."""
-
-    joints: int
-    fps: float
-    joint_names: tuple[str, ...]
-    parents: tuple[int, ...]
+def padded(frames: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """{'video': frames [T, C] with zeros up to ``length``, 'length': how many count, a multiple of UNIT}."""
+    count = min(len(frames), length) // UNIT * UNIT
+    video = np.zeros((length, *frames.shape[1:]), np.float32)
+    video[:count] = frames[:count]
+    return {"video": video, "length": np.asarray(count, np.int32)}
 
 
 class _Library:
-    """The clips of one folder and the statistics of its training split; a class, for weak references to share."""
+    """The clips of one folder, told in a representation; a class, for weak references to share."""
 
-    def __init__(self, folder: Path, files: dict[str, list[Path]]):
-        self.folder, self.clips, bodies = folder, {}, {}
-        self._hashes = {}
+    def __init__(self, folder: Path, files: dict[str, list[Path]], config: DataConfig):
+        self.folder, self.clips, read = folder, {}, {}
+        skeletals = {}
         for split, paths in files.items():
-            parts = []
+            read[split] = []
             for path in paths:
-                part, bodies[path] = _read_file(path)
-                parts.append(part)
-            self.clips[split] = clips = _join(parts)
-            content = (clips.positions, clips.root, clips.start, repr((clips.names, clips.captions)).encode())
-            self._hashes[split] = "".join(hashlib.sha256(part).hexdigest() for part in content)
-        first, self.body = next(iter(bodies.items()))
-        for path, body in bodies.items():
-            for name, value, other in zip(_Body._fields, body, self.body, strict=True):
-                if value != other:
-                    raise UserError(f"{path} has {name} {value} and {first.name} has {other}: move one of them away")
-        self.mean, self.std = _statistics(self.clips["train"], self.body.joints)
+                clips, skeletals[path] = read_file(path)
+                read[split] += clips
+        first, skeletal = next(iter(skeletals.items()))
+        for path, other in skeletals.items():
+            for name, value, wanted in zip(skeletal._fields, other, skeletal, strict=True):
+                if value != wanted:
+                    raise UserError(f"{path} has {name} {value} and {first.name} has {wanted}: move one of them away")
+        self.unseen = _unseen([clip.kind for clip in read["train"]], config.unseen)
+        read["train"] = [clip for clip in read["train"] if clip.kind not in self.unseen]
+        kind, fps = REPRESENTATIONS[config.representation], config.fps or skeletal.fps
+        names = skeletal.joint_names or tuple(f"joint {i}" for i in range(skeletal.joints))
+        skeleton = None
+        if config.representation != "joints" or config.mirror:
+            if not skeletal.parents:
+                raise UserError(f"{first} has no 'joint_names' and 'parents', and data.representation = "
+                                f"{config.representation!r} and data.mirror ask for them: data.representation = "
+                                "'joints', data.mirror = False would do")  # fmt: skip
+            skeleton = of(names, skeletal.parents)
+        if config.mirror:
+            read["train"] += [
+                clip._replace(
+                    positions=mirror_positions(clip.positions, skeleton),
+                    caption=mirror_caption(clip.caption), kind=mirror_caption(clip.kind),
+                    name=f"{clip.name}, mirrored",
+                )
+                for clip in read["train"]
+                if mirror_caption(clip.kind) not in self.unseen
+            ]  # fmt: skip
+        for split, clips in read.items():
+            self.clips[split] = []
+            for clip in clips:
+                positions = resample(clip.positions, skeletal.fps, fps)
+                if len(positions) > kind.lost:
+                    numbers = kind.encode(positions, skeleton).astype(np.float32)
+                    self.clips[split].append((clip._replace(positions=None), numbers))
+        mean, std = statistics([numbers for _, numbers in self.clips["train"]], config.representation, skeletal.joints)
+        scale = (tuple(map(float, mean)), tuple(map(float, std)))
+        self.body = Body(config.representation, names, skeletal.parents or (-1,) * skeletal.joints, float(fps), *scale)
 
     def digest(self, split: str) -> str:
         """Of a split's content and, through the statistics, of the training split's."""
-        return hashlib.sha256((self._hashes["train"] + self._hashes[split]).encode()).hexdigest()[:12]
+        content = hashlib.sha256(repr((self.body.mean, self.body.std)).encode())
+        for clip, numbers in self.clips[split]:
+            content.update(repr((clip.name, clip.caption, clip.kind)).encode())
+            content.update(numbers)
+        return content.hexdigest()[:12]
 
 
 _open_libraries: weakref.WeakValueDictionary[tuple, _Library] = weakref.WeakValueDictionary()
 _opening = threading.Lock()
 
 
-def _library(folder: Path) -> _Library:
+def _library(folder: Path, config: DataConfig) -> _Library:
     """The folder's content, from a source that is alive if one has it already."""
     files = {split: sorted(folder.glob(pattern)) for split, pattern in PATTERNS.items()}
     files = {split: paths for split, paths in files.items() if paths}
     if "train" not in files:
         raise UserError(f"there is no {PATTERNS['train']} in {folder}: its statistics scale every clip, put it there")
     states = [(path, path.stat().st_size, path.stat().st_mtime_ns) for paths in files.values() for path in paths]
+    told = (config.representation, config.fps, config.mirror, config.unseen)
     with _opening:
-        library = _open_libraries.get(key := tuple(states))
+        library = _open_libraries.get(key := (told, *states))
         if library is None:
-            library = _open_libraries[key] = _Library(folder, files)
+            library = _open_libraries[key] = _Library(folder, files, config)
     return library
 
 
-def _statistics(clips: _Clips, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, std) of each number, the deviations averaged within their kind."""
-    total, squares = np.zeros(joints.width(count)), np.zeros(joints.width(count))
-    for i in range(len(clips.names)):
-        total += clips.numbers(i).sum(axis=0, dtype=np.float64)
-    mean = total / clips.start[-1]
-    for i in range(len(clips.names)):
-        squares += ((clips.numbers(i) - mean) ** 2).sum(axis=0)
-    std = np.sqrt(squares / clips.start[-1])
-    for kind in joints.groups(count).values():
-        std[kind] = std[kind].mean() if std[kind].mean() > 1e-6 else 1.0  # metres: nothing of this kind moves
-    return mean.astype(np.float32), std.astype(np.float32)
-
-
-def _read_file(path: Path) -> tuple[_Clips, _Body]:
-    try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("it is no npz archive")
-            with np.load(file, allow_pickle=False) as archive:
-                data = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None
-    for key in ("positions", "root_xz", "clip_start", "text", "name", "fps"):
-        if key not in data:
-            raise UserError(f"{path} has no array {key!r}: data.path is a folder of motion clips, see motion_clips.py")
-    positions, root, start = data["positions"], data["root_xz"], data["clip_start"]
-    frames, count = len(positions), len(start) - 1
-    named = dict(text=(count,), name=(count,), root_xz=(frames, 2), positions=(frames, *positions.shape[1:2], 3))
-    for key, shape in named.items():
-        if data[key].shape != shape:
-            raise UserError(f"{path}: {key} has the shape {data[key].shape}; with {count} clips of {frames} frames "
-                            f"together it is {shape}")  # fmt: skip
-    if count < 1 or start[0] != 0 or start[-1] != frames or (np.diff(start) < 1).any():
-        raise UserError(f"{path}: clip_start must rise from 0 to the {frames} frames, clip by clip")
-    names, captions = ([str(s) for s in data[key]] for key in ("name", "text"))
-    for key in ("positions", "root_xz"):
-        bad = ~np.isfinite(data[key]).reshape(frames, -1).all(axis=1)
-        if bad.any():
-            row = int(np.argmax(bad))
-            clip = int(np.searchsorted(start, row, side="right")) - 1
-            raise UserError(f"{path}: frame {row - start[clip]} of clip {names[clip]} has a value in {key} that is not "
-                            "finite: repair or remove it")  # fmt: skip
-    body = _Body(
-        positions.shape[1],
-        float(data["fps"]),
-        tuple(str(name) for name in data.get("joint_names", ())),
-        tuple(int(parent) for parent in data.get("parents", ())),
-    )
-    positions = positions.astype(np.float16 if positions.dtype == np.float16 else np.float32, "C")
-    root = root.astype(np.float32, "C")
-    return _Clips(positions, root, start.astype(np.int64), names, captions), body
-
-
-def _join(parts: list[_Clips]) -> _Clips:
-    shifts = np.cumsum([0, *(part.start[-1] for part in parts)])
-    start = [part.start[:-1] + shift for part, shift in zip(parts, shifts, strict=False)]
-    return _Clips(
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.root for part in parts]),
-        np.concatenate([*start, shifts[-1:]]),
-        [name for part in parts for name in part.names],
-        [caption for part in parts for caption in part.captions],
-    )
+def _unseen(kinds: list[str], share: float) -> tuple[str, ...]:
+    """About that share of the kinds, always the same ones; of each content and of each style at least one stays."""
+    if not share:
+        return ()
+    pairs = sorted(set(kinds))
+    if any(kind.count(", ") != 1 for kind in pairs):
+        raise UserError(f"data.unseen is {share} and the clips have no content and style: data.unseen = 0 would do")
+    left = {part: sum(part in kind.split(", ") for kind in pairs) for pair in pairs for part in pair.split(", ")}
+    out = []
+    for i in np.random.default_rng(0).permutation(len(pairs)):
+        parts = pairs[i].split(", ")
+        if len(out) < round(share * len(pairs)) and all(left[part] > 1 for part in parts):
+            out.append(pairs[i])
+            for part in parts:
+                left[part] -= 1
+    return tuple(sorted(out))
 
 
 def _checked_folder(path: str) -> Path:
@@ -266,28 +245,30 @@ def _checked_folder(path: str) -> Path:
     return folder.resolve()
 
 
-def _check_config(config: DataConfig, body: _Body) -> None:
-    numbers = joints.width(body.joints)
+def _check_config(config: DataConfig, body: Body) -> None:
+    numbers = len(body.mean)
     if config.channels != numbers:
-        raise UserError(f"data.channels is {config.channels}: a frame of {body.joints} joints has {numbers} numbers, "
-                        f"set data.channels={numbers}")  # fmt: skip
+        raise UserError(f"data.channels is {config.channels}: a frame of {body.joints} joints has {numbers} numbers in "
+                        f"data.representation={config.representation!r}, set data.channels={numbers}")  # fmt: skip
     if config.height or config.width:
         raise UserError(f"data.height is {config.height} and data.width is {config.width}: motion has no pixels, set "
                         "data.height=0 and data.width=0")  # fmt: skip
-    if config.fps not in (0, body.fps):
-        raise UserError(f"data.fps is {config.fps:g}: these clips have {body.fps:g} frames per second and are not "
-                        "resampled, set data.fps=0")  # fmt: skip
+    if 0 < config.shortest < UNIT:
+        raise UserError(f"data.shortest is {config.shortest}: a motion is at least four frames, set "
+                        f"data.shortest={UNIT}")  # fmt: skip
     for key in ("classes", "action_dim"):
         if getattr(config, key):
             raise UserError(f"data.{key} is {getattr(config, key)}: motion clips have captions only, set data.{key}=0")
 
 
 def _check_lengths(config: DataConfig, split: str, lengths: np.ndarray, names: list[str]) -> None:
-    short, longest = int((lengths < config.frames).sum()), int(np.argmax(lengths))
+    key = "shortest" if config.shortest else "frames"
+    least = getattr(config, key)
+    short, longest = int((lengths < least).sum()), int(np.argmax(lengths))
     kind = {"train": "training", "test": "held-out"}[split]
     if short == len(lengths):
-        raise UserError(f"no {kind} clip has data.frames={config.frames} frames: the longest, {names[longest]}, has "
-                        f"{lengths[longest]}; set data.frames to at most {lengths[longest]}")  # fmt: skip
+        raise UserError(f"no {kind} clip has data.{key}={least} frames: the longest, {names[longest]}, has "
+                        f"{lengths[longest]}; set data.{key} to at most {lengths[longest]}")  # fmt: skip
     if short:
-        log.warning("skipped %d of %d %s clips: they have fewer than data.frames=%d frames",
-                    short, len(lengths), kind, config.frames)  # fmt: skip
+        log.warning("skipped %d of %d %s clips: they have fewer than data.%s=%d frames",
+                    short, len(lengths), kind, key, least)  # fmt: skip

@@ -6,7 +6,9 @@ the same in every run. An element is a dict of numpy arrays:
     video   float32 [T, H, W, C] in [-1, 1]; of latents any numbers; of a series [T, C]
     label   int32 []             class, where the source has classes
     action  float32 [T, A]       row f is what leads from frame f-1 to frame f, where the source has actions
-    text    float32 [M, E]       condition tokens, where the source has them, with text_mask bool [M]
+    text    float32 [M, E]       condition tokens, where the source has them, with text_mask bool [M]; or int32 [M],
+                                 ids of words (captioned.py)
+    length  int32 []             with data.shortest: how many of the T frames count, the others are padding
 
 Captions are not arrays: a source that has them offers `source.captions`, one string per element.
 
@@ -21,9 +23,11 @@ import jax
 import numpy as np
 
 from causal_diffusion.data.config import DataConfig, check_split
+from causal_diffusion.data.humanml3d import HumanML3D
 from causal_diffusion.data.latents import Latents
 from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.data.moving_digits import MovingDigits
+from causal_diffusion.data.snapmogen import SnapMoGen
 from causal_diffusion.data.video_folder import VideoFolder
 from causal_diffusion.errors import UserError
 
@@ -43,6 +47,8 @@ SOURCES = {
     "moving_digits": MovingDigits,
     "video_folder": VideoFolder,
     "motion_clips": MotionClips,
+    "humanml3d": HumanML3D,
+    "snapmogen": SnapMoGen,
     "latents": Latents,
     "own": _Own,
 }
@@ -75,6 +81,8 @@ def element_spec(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
         spec["label"] = jax.ShapeDtypeStruct((), np.int32)
     if action_dim:
         spec["action"] = jax.ShapeDtypeStruct((config.frames, action_dim), np.float32)
+    if config.shortest:
+        spec["length"] = jax.ShapeDtypeStruct((), np.int32)
     return spec
 
 

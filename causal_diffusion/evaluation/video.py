@@ -7,20 +7,8 @@ Pixel metrics compare two videos of one shape [B, T, H, W, C] and return [B, T]:
   similarity", IEEE TIP 2004
 * `lpips`  Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018
 
-Distribution metrics compare two sets of features, each summed up as a Gaussian N(m, S) (Heusel et al.,
-"GANs trained by a two time-scale update rule converge to a local Nash equilibrium", NeurIPS 2017; for video
-Unterthiner et al., "Towards accurate generative models of video", 2018):
-
-    d^2 = |m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)                                          (1)
-
-With X_a [N_a, F] the centred features, S_a = X_a' X_a / (N_a - 1), and the eigenvalues of S_a S_b are the
-squared singular values of X_a X_b' over (N_a - 1)(N_b - 1). So the last trace is a sum of singular values:
-
-    tr (S_a S_b)^(1/2) = |X_a X_b'|_* / sqrt((N_a - 1)(N_b - 1))                                          (2)
-
-which needs no square root of a matrix, cannot turn complex, and keeps full precision when N < F. X may be
-replaced by the R of its QR factorisation (the singular values stay), so the cost is that of the smaller of
-N and F.
+Distribution metrics compare two sets of clips by the Frechet distance between their features (`distributions`), for
+video Unterthiner et al., "Towards accurate generative models of video", 2018.
 
 A number from a network means nothing without the network and the protocol: those functions take the network
 as a required argument `embed` and return a `Measurement` that names both. Everything is computed on the
@@ -31,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from causal_diffusion.evaluation.distributions import frechet_distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,40 +121,6 @@ def lpips(a, b, embed: Callable, weights: Sequence | None = None, network: str |
     return Measurement(np.concatenate(distances).reshape(clips, frames), protocol)
 
 
-def frechet_distance(feats_a, feats_b) -> float:
-    """Squared Frechet distance (1) between Gaussians fitted to features [N, F] and [M, F]; never below 0.
-
-    Covariances are the unbiased ones. With few samples the estimate is biased upwards, and differently for
-    different N: compare only numbers made from equally many samples.
-    """
-    a, b = _features(feats_a, "feats_a"), _features(feats_b, "feats_b")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"feats_a has {a.shape[1]} features per sample, feats_b {b.shape[1]}")
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    factor_a, factor_b = _factor(a - mean_a), _factor(b - mean_b)
-    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    distance = np.sum(np.square(mean_a - mean_b)) + np.sum(factor_a**2) + np.sum(factor_b**2) - 2.0 * cross
-    return float(max(distance, 0.0))
-
-
-def frechet_between_gaussians(mean_a, cov_a, mean_b, cov_b) -> float:
-    """Squared Frechet distance (1) between N(mean_a, cov_a) and N(mean_b, cov_b): means [F], covs [F, F].
-
-    For statistics computed elsewhere. tr (S_a S_b)^(1/2) is taken through the eigenvalues of the symmetric
-    S_a^(1/2) S_b S_a^(1/2), so no imaginary part can arise.
-    """
-    mean_a, mean_b = np.asarray(mean_a, np.float64), np.asarray(mean_b, np.float64)
-    cov_a, cov_b = np.asarray(cov_a, np.float64), np.asarray(cov_b, np.float64)
-    if mean_a.ndim != 1 or mean_b.shape != mean_a.shape or {cov_a.shape, cov_b.shape} != {mean_a.shape * 2}:
-        raise ValueError("means must be [F] and covariances [F, F] with one F; got "
-                         f"{mean_a.shape}, {cov_a.shape}, {mean_b.shape}, {cov_b.shape}")
-    values, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0.0)).sum()
-    distance = np.sum(np.square(mean_a - mean_b)) + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross
-    return float(max(distance, 0.0))
-
-
 def fvd(real, fake, embed: Callable, network: str | None = None, window: int | None = None,
         stride: int | None = None, batch: int = 16) -> Measurement:
     """Frechet video distance between two sets of clips [N, T, H, W, C] and [M, T, H, W, C].
@@ -223,21 +179,6 @@ def _two_sets(real, fake):
 def _positive(number, name):
     if not number > 0:
         raise ValueError(f"{name} is {number}; it must be above 0")
-
-
-def _features(features, name):
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(f"{name} must be [N, F] with at least 2 samples; got {features.shape}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{name} holds values that are not finite")
-    return features
-
-
-def _factor(centred_NF):
-    """R [min(N, F), F] with R' R = the unbiased covariance."""
-    scaled = centred_NF / np.sqrt(len(centred_NF) - 1)
-    return scaled if scaled.shape[0] <= scaled.shape[1] else np.linalg.qr(scaled, mode="r")
 
 
 def _blur(x_THWC, kernel):

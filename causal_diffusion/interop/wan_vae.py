@@ -17,9 +17,7 @@ makes tensors and runs nothing.
 
 import json
 import os
-import pickle
 import re
-import warnings
 from pathlib import Path
 
 import flax.traverse_util
@@ -32,6 +30,7 @@ from safetensors.numpy import save as serialised
 
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UserError
+from causal_diffusion.interop.torch_file import read_torch
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
 
@@ -183,23 +182,7 @@ def _read_pickle(path):
     """A .pth file -> {key: float32 array}; nothing that it says is run."""
     if not path.is_file():
         raise UserError(f"{path} is neither a file nor the folder of an {CLASS}")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path} needs torch: pip install 'causal_diffusion[interop]'; .safetensors do not") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pickles of another protocol than torch's are read, or refused, as well
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" but {named[1]}" if named else ""
-        raise UserError(
-            f"{path} holds not only tensors{what}: what else a pickle holds could run code, so it is refused, and "
-            "nothing of it was run; a .safetensors file would do"
-        ) from error
-    except Exception as error:  # a damaged file fails in a dozen ways
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
+    torch, weights = read_torch(path)
     for key, value in weights.items() if isinstance(weights, dict) else (("the file", weights),):
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {key} is a {type(value).__name__}; tensors by name, and nothing else, would do")

@@ -35,11 +35,14 @@ class TransformerConfig:
     qk_norm: str = "full"  # RMS norm of q and k: 'full' width, per 'head', 'none'
     modulation: str = "linear"  # adaLN: 'linear' per block, or 'table' on a shared projection
     modulate_clean: bool = True  # whether frames marked clean are modulated too
-    head: str = "linear"  # modulation of the last norm: 'linear', 'table' or 'none'
+    head: str = "linear"  # modulation of the last norm: 'linear', 'table' or 'none'; 'diffusion': a network per token
+    head_width: int = 512  # of the diffusion head
+    head_depth: int = 3  # its blocks
     frequencies: int = 256  # width of the time sinusoid
     classes: int = 0  # 0: no class condition
     action: int = 0  # numbers per action; 0: no actions
     text: int = 0  # width of condition tokens; 0: no cross-attention
+    vocabulary: int = 0  # word ids that the transformer embeds itself, each as ``text`` numbers; 0: tokens come as such
     text_layers: int = 1  # Linear layers that embed them, 1 or 2
     layers: str = "unrolled"  # or 'scan': shorter compilation for deep models
     remat: str = "none"  # 'none', 'full', or a name in jax.checkpoint_policies
@@ -52,7 +55,7 @@ class TransformerConfig:
             "attention": ("joint", "factorised"),
             "qk_norm": ("full", "head", "none"),
             "modulation": ("linear", "table"),
-            "head": ("linear", "table", "none"),
+            "head": ("linear", "table", "none", "diffusion"),
             "text_layers": (1, 2),
             "layers": ("unrolled", "scan"),
             "backend": tuple(BACKENDS),
@@ -62,7 +65,8 @@ class TransformerConfig:
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(str, allowed))
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
-        for name, low in dict(outputs=1, time_every=1, period=0, prefix=0, registers=0, coarse=0).items():
+        least = dict(outputs=1, head_width=1, head_depth=1, time_every=1)
+        for name, low in (least | dict(period=0, prefix=0, registers=0, coarse=0, vocabulary=0)).items():
             if getattr(self, name) < low:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it is at least {low}")
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -74,6 +78,16 @@ class TransformerConfig:
             raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")
         if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
             raise ValueError(f"model.remat is {self.remat!r}; it is none, full or a name in jax.checkpoint_policies")
+        if self.head == "diffusion" and self.coarse:
+            raise ValueError(
+                f"model.head is 'diffusion' and model.coarse is {self.coarse}: coarse tokens are never predicted; "
+                "model.coarse = 0 would do"
+            )
+        if self.vocabulary and not self.text:
+            raise ValueError(
+                f"model.vocabulary is {self.vocabulary} and model.text is 0: words become that many numbers, "
+                f"model.text = {self.width} would do"
+            )
         self._check_attention()
         self._check_positions()
 

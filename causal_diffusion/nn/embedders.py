@@ -20,7 +20,8 @@ class Condition:
     """What steers a sample. Every field may be absent (None) where the model does not take it.
 
     label: int32 [B, F], a class per block; -1 is the null class.
-    text: float [B, F, M, E], M condition tokens of width E per block; all zero is the null text.
+    text: float [B, F, M, E], M condition tokens of width E per block, or int32 [B, F, M], ids of words that the model
+        embeds; all zero is the null text.
     text_mask: bool [B, F, M], False at padding; None where every token takes part.
 
     F is 1 where all frames share the condition, else the number of blocks. Actions are one per frame and travel

@@ -34,6 +34,7 @@ from causal_diffusion.nn import rope
 from causal_diffusion.nn.attention import Segment, Visibility, dense
 from causal_diffusion.nn.block import Block, Modulation, norm
 from causal_diffusion.nn.config import TransformerConfig
+from causal_diffusion.nn.diffusion_head import DiffusionHead
 from causal_diffusion.nn.embedders import (
     ActionEmbedding,
     Condition,
@@ -44,6 +45,7 @@ from causal_diffusion.nn.embedders import (
     unpatchify,
 )
 from causal_diffusion.nn.factorised import FactorisedBlock
+from causal_diffusion.nn.text.words import WordEmbedding
 
 Array = Any
 
@@ -96,6 +98,8 @@ class Transformer(nn.Module):
             self.label = LabelEmbedding(c.classes, c.width)
         if c.action:
             self.action = ActionEmbedding(c.width)
+        if c.vocabulary:
+            self.words = WordEmbedding(c.vocabulary, c.text)
         if c.text:
             self.text = TextEmbedding(c.width, c.text_layers, dtype)
         if c.registers:
@@ -117,9 +121,14 @@ class Transformer(nn.Module):
             )(c)
         else:
             self.block = [block(c, **layer(i)) for i in range(c.depth)]
+        outputs = math.prod(c.patch) * c.channels * c.outputs
+        if c.head == "diffusion":
+            self.query = self.param("query", nn.initializers.normal(0.02), (c.width,), jnp.float32)
+            self.head = DiffusionHead(c.head_width, c.head_depth, outputs, c.frequencies, dtype)
+            return
         if c.head != "none":
             self.head_modulation = Modulation(c.width, 2, c.head)
-        self.head = dense(math.prod(c.patch) * c.channels * c.outputs, jnp.float32, "zeros")
+        self.head = dense(outputs, jnp.float32, "zeros")
 
     def __call__(
         self,
@@ -191,7 +200,7 @@ class Transformer(nn.Module):
         for x, segment, run, e in zip(xs[own], segments[own], runs, frames, strict=True):
             if segment.form == "coarse":
                 continue
-            out, start = self._head(x, e, segment.clean), 0
+            out, start = self._head(x, e, segment.clean, run), 0
             for name, stream in run.items():
                 T = stream.x.shape[1] // c.patch[0]
                 shape = (*stream.x.shape[:-1], c.channels * c.outputs)
@@ -210,6 +219,9 @@ class Transformer(nn.Module):
             factor, embed = (c.coarse, self.coarse_embed) if coarse else (1, self.embed)
             patch = (c.patch[0], *(factor * part for part in c.patch[1:]))
             x = _join([embed(patchify(s.x.astype(dtype), patch)) for s in run.values()])
+            if c.head == "diffusion":
+                query = _join([_noisy(s)[..., None, None] for s in run.values()])
+                x = jnp.where(query, self.query.astype(dtype), x)
             e = modulated = _join([self._embed_frames(s, condition) for s in run.values()])
             frame, clean = _join([s.frame for s in run.values()]), None
             if any(s.clean is not None for s in run.values()):
@@ -259,9 +271,12 @@ class Transformer(nn.Module):
         mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
         return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)
 
-    def _head(self, x, e, clean):
-        """The last norm and Linear: [B, T, N, P]."""
+    def _head(self, x, e, clean, run):
+        """The last norm and Linear, or the network per token: [B, T, N, P]."""
         c, x = self.config, norm(x)
+        if c.head == "diffusion":
+            noisy = _join([patchify(stream.x, c.patch) for stream in run.values()])
+            return self.head(noisy, _join([stream.t for stream in run.values()]), x)
         if c.head != "none":
             shift, scale = jnp.moveaxis(self.head_modulation(e if c.head == "linear" else e[:, :, None]), 2, 0)
             if clean is not None and not c.modulate_clean:
@@ -273,7 +288,10 @@ class Transformer(nn.Module):
         """The class vector and the embedded text (as one (tokens,) tuple of keys, projected inside each block)."""
         c = self.config
         vector = self.label(condition.label) if c.classes else None
-        tokens = (self.text(condition.text),) if c.text else None
+        tokens = None
+        if c.text:
+            text = self.words(condition.text, condition.text_mask) if c.vocabulary else condition.text
+            tokens = (self.text(text),)
         return EncodedCondition(vector=vector, keys=tokens, mask=condition.text_mask if c.text else None)
 
     def encode_condition(self, condition: Condition) -> EncodedCondition:
@@ -287,7 +305,8 @@ class Transformer(nn.Module):
 
     def _embed_frames(self, stream: Stream, condition: EncodedCondition):
         """Time, class and action of every frame, summed: float32 [B, T, D]."""
-        e = self.time(stream.t)
+        t = jnp.where(_noisy(stream), 1.0, stream.t) if self.config.head == "diffusion" else stream.t
+        e = self.time(t)
         if condition.vector is not None and not self.config.label_tokens:
             e = e + jnp.repeat(condition.vector, e.shape[1] // condition.vector.shape[1], axis=1)
         if self.config.action:
@@ -313,6 +332,11 @@ class Transformer(nn.Module):
             xs, own = block(xs, segments, visibility, text, condition.mask, None if past is None else past[i])
             kv.append(own)
         return xs, tuple(kv)
+
+
+def _noisy(stream: Stream):
+    """Which frames of a stream are to be predicted, bool [B, T]."""
+    return jnp.ones(stream.t.shape, bool) if stream.clean is None else ~stream.clean
 
 
 def _join(parts):

@@ -47,27 +47,44 @@ def parse_condition(
     if cond.get("text_mask") is not None and cond.get("text") is None:
         raise UserError("cond['text_mask'] comes without cond['text']; give both, or neither")
     if cond.get("text") is not None:
-        given = _numbers("cond['text']", cond["text"])
-        wide = given.ndim in (2, 3) and given.shape[-2] and given.shape[-1] == model.text
-        if not wide or (given.ndim == 3 and len(given) != batch):
-            raise UserError(
-                f"cond['text'] is {_shape(given)}; it holds tokens of width {model.text}: [M, {model.text}] or "
-                f"[{batch}, M, {model.text}]"
-            )
-        if steering and given.shape[-2] != text.shape[2]:
-            tokens, began = given.shape[-2], text.shape[2]
+        given, axes = _tokens(model, cond["text"], batch), 1 if model.vocabulary else 2
+        tokens = given.shape[-axes]
+        if steering and tokens != text.shape[2]:
+            began = text.shape[2]
             wants = f"a text of {began}" if tokens < began else f"a stream that begins with {tokens}"
             raise UserError(
                 f"cond['text'] has {tokens} tokens and this stream began with {began}: its shape stays; {wants}, "
                 "padded where cond['text_mask'] is False, would do"
             )
-        text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-2:]))[:, None]
+        text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-axes:]))[:, None]
         given = cond.get("text_mask")
         given = np.ones(text.shape[2], bool) if given is None else np.asarray(given, bool)
         if given.shape not in ((text.shape[2],), (batch, text.shape[2])):
             raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry per token, {text.shape[2]}")
         mask = jnp.broadcast_to(jnp.asarray(given), (batch, text.shape[2]))[:, None]
     return Condition(label, text, mask)
+
+
+def _tokens(model, given, batch):
+    """Condition tokens [M, E] or [B, M, E], or ids of words [M] or [B, M]."""
+    if model.vocabulary:
+        given = np.asarray(given)
+        fits = given.ndim in (1, 2) and given.size and np.issubdtype(given.dtype, np.integer)
+        if not fits or (given.ndim == 2 and len(given) != batch):
+            raise UserError(f"cond['text'] is {_shape(given)}; it holds ids of words: [M] or [{batch}, M] integers")
+        if given.min() < 0 or given.max() >= model.vocabulary:
+            raise UserError(
+                f"cond['text'] has {given.min()} .. {given.max()}; ids of words are 0 .. {model.vocabulary - 1}"
+            )
+        return given.astype(np.int32)
+    given = _numbers("cond['text']", given)
+    wide = given.ndim in (2, 3) and given.shape[-2] and given.shape[-1] == model.text
+    if not wide or (given.ndim == 3 and len(given) != batch):
+        raise UserError(
+            f"cond['text'] is {_shape(given)}; it holds tokens of width {model.text}: [M, {model.text}] or "
+            f"[{batch}, M, {model.text}]"
+        )
+    return given
 
 
 def parse_action(model: TransformerConfig, action, batch: int, name: str = "action") -> np.ndarray | None:

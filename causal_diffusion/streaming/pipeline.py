@@ -17,6 +17,9 @@ from causal_diffusion.autoencoder import FOLDER, check_sizes, fingerprint, load_
 from causal_diffusion.checkpoint import Checkpoints, load_tree, read_meta
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.motion.body import Body
+from causal_diffusion.nn.text.encoder import FOLDER as TEXT
+from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.recipe import build, null_condition
@@ -48,12 +51,17 @@ class Pipeline:
         rollout: the pure functions underneath, to build one's own loop from.
         codec: the autoencoder whose latents the system works on, with its parameters; None: there is none, and where
             the system works on latents, latents are what comes out.
+        text: the encoder of prompts (``nn.text.encoder``); None: prompts are handed over as condition tokens.
+        body: of a system of human motion, what the numbers of a frame mean (``motion.body``); else None.
     """
 
-    def __init__(self, config, params, *, codec: Codec | None = None, loss=None, loss_scale: float = 1.0):
+    def __init__(
+        self, config, params, *, codec: Codec | None = None, text=None, body: Body | None = None, loss=None,
+        loss_scale: float = 1.0,
+    ):  # fmt: skip
         """A pipeline, steered down the gradient of ``loss`` where there is one; see ``steered``."""
         self.recipe = build(config).streaming()
-        self.codec = codec
+        self.codec, self.text, self.body = codec, text, body
         self.rollout = Rollout(self.recipe, loss, loss_scale)
         self.params = unstack_layers(params)
         capacity = self.recipe.config.stream.capacity
@@ -97,7 +105,8 @@ class Pipeline:
         for skipped, reason in restored.skipped:
             log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
         codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
-        return cls(config, restored.ema, codec=codec)
+        text = open_text_encoder(config.text, beside(folder, TEXT)) if config.text.encoder != "none" else None
+        return cls(config, restored.ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")))
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
         """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
@@ -110,7 +119,9 @@ class Pipeline:
 
         A system that works on latents hands the loss latents.
         """
-        return Pipeline(self.config, self.params, codec=self.codec, loss=loss, loss_scale=scale)
+        return Pipeline(
+            self.config, self.params, codec=self.codec, text=self.text, body=self.body, loss=loss, loss_scale=scale
+        )
 
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
@@ -119,7 +130,8 @@ class Pipeline:
             seed: sample i's noise depends on (seed, i) only.
             frames: rounded up to whole blocks, then trimmed; where latents are decoded, decoded frames are counted.
             batch: samples.
-            cond: dict of 'label' (int or [B]), 'text' ([M, E] or [B, M, E]), 'text_mask', 'action' ([T, A] or
+            cond: dict of 'label' (int or [B]), 'text' (a prompt, or one for each sample; or condition tokens, [M, E] or
+                [B, M, E], with 'text_mask'), 'action' ([T, A] or
                 [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
                 [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
                 values of new frames, NaN where they are not known); whatever the system takes.
@@ -138,7 +150,8 @@ class Pipeline:
             raise UserError(f"batch is {batch}; at least 1 sample is streamed")
         model, cond = self.recipe.model.config, dict(cond or {})
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
-        condition = parse_condition(model, cond, batch)
+        null = null_condition(model, batch, tokens=max(1, self.config.text.fixed))
+        condition = parse_condition(model, self.read_prompts(cond), batch, null)
         context = parse_context(self.recipe, encode_context(self.codec, self.recipe, context), batch)
         reference = parse_reference(self.recipe, reference, context, batch)
         watched = parse_observed(self.recipe, watched, batch)
@@ -163,6 +176,47 @@ class Pipeline:
         decoder = prime(self.codec, context)
         return Session(self, Mark(state, condition, encoded, queue, held, watched, decoder), seed)
 
+    def compose(self, prompts, seed: int = 0, batch: int = 1, context=None) -> np.ndarray:
+        """One clip under prompts that change: [(prompt, frames), ...] -> float32 [B, sum of frames, *space, C].
+
+        A prompt holds from the first block that enters after the frames before it, so that what is in flight moves
+        over to it without a seam; each counts in decoded frames.
+        """
+        if not prompts or any(frames < 1 for _, frames in prompts):
+            raise UserError(f"prompts is {prompts!r}; it is a list of (prompt, frames) with at least 1 frame each")
+        session, parts, due = self.stream(seed, batch, {"text": prompts[0][0]}, context), [], 0
+        for i, (prompt, frames) in enumerate(prompts):
+            if i:
+                session.update({"text": prompt})
+            due += frames
+            while sum(part.shape[1] for part in parts) < due:
+                parts.append(session.next())
+        return np.concatenate(parts, axis=1)[:, :due]
+
+    def positions(self, frames) -> np.ndarray:
+        """Frames of motion [..., T, C] -> joints in the world, [..., T, J, 3] in metres, y up, from over the origin.
+
+        A stream goes on from where its last block ended: ``joints, at = pipe.body.positions(block, at)``.
+        """
+        if self.body is None:
+            raise UserError("this system is not of human motion: its frames have no joints")
+        return self.body.positions(np.asarray(frames))[0]
+
+    def read_prompts(self, cond: dict) -> dict:
+        """A user's ``cond`` with its prompts as condition tokens."""
+        text = cond.get("text")
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+            return cond
+        if self.text is None:
+            raise UserError(
+                f"cond['text'] is {prompts[0]!r} and text.encoder is 'none': this system takes condition tokens"
+            )
+        tokens, mask = self.text.encode(list(prompts))
+        if isinstance(text, str):
+            tokens, mask = tokens[0], mask[0]
+        return cond | {"text": tokens, "text_mask": mask}
+
     def resume(self, path) -> Session:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
 
@@ -177,7 +231,8 @@ class Pipeline:
         batch, model = meta["batch"], self.recipe.model.config
         condition = jax.eval_shape(lambda: null_condition(model, batch))
         if meta["text"] is not None:
-            text = jax.ShapeDtypeStruct((batch, 1, meta["text"], model.text), np.float32)
+            shape, ids = (batch, 1, meta["text"]), model.vocabulary
+            text = jax.ShapeDtypeStruct(shape if ids else (*shape, model.text), np.int32 if ids else np.float32)
             mask = jax.ShapeDtypeStruct((batch, 1, meta["text"]), np.bool_)
             condition = dataclasses.replace(condition, text=text, text_mask=mask)
         encoded = jax.eval_shape(self.rollout.encode_condition, self.params, condition)
@@ -210,10 +265,15 @@ def _shapes(key):
     return key.startswith(("schedule.", "solver.", "guidance.", "cache."))
 
 
+def beside(folder, name):
+    """A folder of the workdir, from its folder of checkpoints."""
+    return folder.parent / name if folder.name == "checkpoints" else folder / name
+
+
 def _codec(folder, config, made_with):
     """The autoencoder beside the checkpoints, or where the config says it is."""
-    beside = folder.parent / FOLDER if folder.name == "checkpoints" else folder / FOLDER
-    where = beside if beside.is_dir() else config.vae.checkpoint
+    kept = beside(folder, FOLDER)
+    where = kept if kept.is_dir() else config.vae.checkpoint
     vae, params = load_vae(where)
     check_sizes(vae, config.vae, where)
     if fingerprint(vae, params) != made_with["fingerprint"]:

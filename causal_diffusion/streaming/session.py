@@ -150,7 +150,7 @@ class Session(Iterator):
         cond = dict(cond)
         observed = parse_observed(self.pipeline.recipe, cond.pop("observed", None), self.batch)
         observed = self._mark.observed if observed is None else observed
-        condition = parse_condition(model, cond, self.batch, self._mark.condition)
+        condition = parse_condition(model, self.pipeline.read_prompts(cond), self.batch, self._mark.condition)
         encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
         state = self._mark.state
         if when == "in_flight":

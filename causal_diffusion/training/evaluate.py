@@ -43,10 +43,10 @@ class HeldOut(NamedTuple):
         return self.video[:, self.context : self.context + self.frames]
 
 
-def held_out(config: Config, source=None, codec: Codec | None = None) -> HeldOut | None:
+def held_out(config: Config, source=None, codec: Codec | None = None, dress=None) -> HeldOut | None:
     """``evaluate.clips`` held-out clips, always the same, as long as the data allow; None if there are to be none.
 
-    With a ``codec`` the clips are encoded: context and frames count latents.
+    With a ``codec`` the clips are encoded: context and frames count latents. ``dress`` gives a source condition tokens.
     """
     clips, context, frames = config.evaluate.clips, config.evaluate.context, config.evaluate.frames
     if not clips:
@@ -61,7 +61,7 @@ def held_out(config: Config, source=None, codec: Codec | None = None) -> HeldOut
         )
     source = source or _held_out_source(config, context + frames if codec is None else codec.geometry.frames(
         context + frames))
-    stacked = draw(source, clips)
+    stacked = draw(source if dress is None else dress(source), clips)
     _check_held_out(config, stacked)
     if codec is not None:
         stacked["video"] = np.asarray(codec.encode(stacked["video"]))

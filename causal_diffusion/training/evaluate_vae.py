@@ -17,7 +17,7 @@ from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.config import Config
 from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.data.sources import make_source
-from causal_diffusion.evaluation.motion import GroupPCA, mean_joint_error
+from causal_diffusion.evaluation.motion_error import GroupPCA, mean_joint_error
 from causal_diffusion.evaluation.video import psnr, ssim
 from causal_diffusion.nn.vae import VAE
 from causal_diffusion.render.files import write_png
@@ -94,16 +94,21 @@ def of_motion(vae: VAE, params, source: MotionClips, config: Config) -> Reconstr
     g, chosen = vae.geometry, np.random.default_rng(0).permutation(source.clips)[: config.evaluate.clips]
     wanted = [_whole_groups(source.clip(int(i)), g.time) for i in chosen]
     got = [_padded(lambda x: vae.decode(params, vae.encode(params, x)), clip, g.time) for clip in wanted]
-    train = make_source(config.data, "train")
-    numbers, wanted = {}, [source.denormalise(clip) for clip in wanted]
-    groups = [train.denormalise(train.clip(i)) for i in range(train.clips)]
-    lines = {"vae": [source.denormalise(clip) for clip in got]}
+    train, body = make_source(config.data, "train"), source.body
+    # The first of the numbers that share a scale are the root's; in metres, so that joints count alike.
+    lines, std = {"vae": got}, np.asarray(body.std)
+    moving = np.arange(g.channels) < (2 if body.representation == "joints" else 3)
     for name, root in (("pca", 1.0), ("pca_root", 30.0)):
-        weight = np.where(np.arange(g.channels) < 2, root, 1.0)
-        pca = GroupPCA.fit((clip * weight for clip in groups), g.time, g.latent)
+        weight = np.where(moving, root, 1.0) * std
+        pca = GroupPCA.fit((train.clip(i) * weight for i in range(train.clips)), g.time, g.latent)
         lines[name] = [pca.reconstruct(clip * weight) / weight for clip in wanted]
+
+    def decode(clip):
+        return body.local(clip), body.positions(clip)[0]
+
+    numbers = {}
     for name, clips in lines.items():
-        error = mean_joint_error(zip(clips, wanted, strict=True))
+        error = mean_joint_error(zip(clips, wanted, strict=True), decode)
         numbers |= {f"{name}_local_mm": error.local, f"{name}_world_mm": error.world}
     numbers["clips"] = len(wanted)
     headline = (

@@ -8,6 +8,7 @@ import jax
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.pipeline import batch_spec
+from causal_diffusion.motion_text import MotionTextRecipe
 from causal_diffusion.nn.transformer import Transformer
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
@@ -64,7 +65,9 @@ def memory_estimate(compiled) -> dict[str, int]:
 
 def summary(recipe, mesh, compiled, *frozen) -> str:
     """Everything above, ready to print."""
-    config, about = recipe.config, _about_system if isinstance(recipe, Recipe) else _about_autoencoder
+    config = recipe.config
+    abouts = {Recipe: _about_system, AutoencoderRecipe: _about_autoencoder, MotionTextRecipe: _about_motion_text}
+    about = abouts[type(recipe)]
     flops = training_flops(recipe, *frozen)
     lines = [
         parameter_table(recipe, mesh),
@@ -105,6 +108,12 @@ def _about_autoencoder(recipe: AutoencoderRecipe):
         f"system      {recipe.config.name}: {recipe.vae.config.form} autoencoder, {'x'.join(map(str, frames))} -> "
         f"{'x'.join(map(str, latents))}, {ratio:.1f} numbers to one",
     ]
+
+
+def _about_motion_text(recipe: MotionTextRecipe):
+    model = recipe.model.config
+    return [f"system      {recipe.config.name}: motions and captions in one space of {model.latent} numbers, "
+            f"{len(model.groups)} parts of the body"]  # fmt: skip
 
 
 def aligned(rows, right=()) -> str:

@@ -6,8 +6,6 @@ on (``quick``) and what came of it (``final``).
 """
 
 import dataclasses
-import json
-import platform
 from pathlib import Path
 
 import jax
@@ -25,8 +23,10 @@ from causal_diffusion.autoencoder import (
     statistics_of,
 )
 from causal_diffusion.compatibility.autoencoder import clip_shapes
+from causal_diffusion.data.captioned import Captioned
 from causal_diffusion.data.latents import check_made_by
 from causal_diffusion.errors import UserError
+from causal_diffusion.motion_text import MotionTextRecipe, build_motion_text, features_of, load_motion_text
 from causal_diffusion.nn.perceptual import lpips_weights
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.nn.vae import Codec
@@ -36,6 +36,8 @@ from causal_diffusion.render.sheet import contact_sheet
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.training import evaluate, evaluate_vae
 from causal_diffusion.training.init_from import init_from
+from causal_diffusion.training.kept import meta_of, open_text, whole
+from causal_diffusion.training.motion_text_run import MotionTextRun
 from causal_diffusion.training.objectives.reconstruction import Frozen
 from causal_diffusion.training.step import held_out_loss
 
@@ -43,25 +45,13 @@ from causal_diffusion.training.step import held_out_loss
 def make_recipe(config):
     """A config -> the recipe of what it trains."""
     config = configs.freeze(config)
-    return build_autoencoder(config) if config.trains == "vae" else build(config)
+    return {"vae": build_autoencoder, "motion_text": build_motion_text, "transformer": build}[config.trains](config)
 
 
 def make_run(recipe, mesh, workdir=None, source=None):
     """The run of a recipe; ``workdir`` and ``source`` None: one that is only sized."""
-    kind = AutoencoderRun if isinstance(recipe, AutoencoderRecipe) else TransformerRun
-    return kind(recipe, mesh, None if workdir is None else Path(workdir), source)
-
-
-def whole(tree):
-    """Parameters whole on one device, where evaluation runs."""
-    return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
-
-
-def _meta(config):
-    return {
-        "config": json.loads(configs.to_json(config)),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-    }
+    kinds = {AutoencoderRecipe: AutoencoderRun, MotionTextRecipe: MotionTextRun, Recipe: TransformerRun}
+    return kinds[type(recipe)](recipe, mesh, None if workdir is None else Path(workdir), source)
 
 
 class TransformerRun:
@@ -71,7 +61,8 @@ class TransformerRun:
 
     def __init__(self, recipe: Recipe, mesh, workdir, source):
         self.recipe, self._mesh, self._workdir, self.codec = recipe, mesh, workdir, None
-        config = recipe.config
+        config, self.body = recipe.config, getattr(source, "body", None)
+        self.text = None if workdir is None else open_text(config, config.model.vocabulary, workdir, source)
         if workdir is not None and config.vae.form != "none":
             self.codec = self._open_codec(config, source)
         self.encodes = self.codec is not None and config.data.source != "latents"
@@ -104,13 +95,22 @@ class TransformerRun:
             save_vae(kept, vae, params)
         return Codec(vae, params)
 
+    def dress(self, source):
+        """The source as training reads it: with its captions as condition tokens."""
+        return source if self.text is None else Captioned(source, self.text.encode)
+
     def spec(self, spec: dict) -> dict:
         """Shapes of a clip of the source -> as the step sees it."""
         return spec | {"video": clip_shapes(self.recipe.config)["video"]} if self.encodes else spec
 
     def prepare(self, batch: dict) -> dict:
         """A global batch -> as the step takes it."""
-        return batch | {"video": self._encode(self._params, batch["video"])} if self.encodes else batch
+        if not self.encodes:
+            return batch
+        batch = batch | {"video": self._encode(self._params, batch["video"])}
+        if "length" in batch:
+            batch["length"] = batch["length"] // self.codec.geometry.time
+        return batch
 
     def begin(self, state, shardings):
         """The fresh state as it is to start, and what was taken over from where."""
@@ -123,7 +123,7 @@ class TransformerRun:
 
     def meta(self, ema, last: bool) -> dict:
         """What else a checkpoint keeps."""
-        meta = _meta(self.recipe.config)
+        meta = meta_of(self.recipe.config, self.body)
         if self.codec is not None:
             meta["vae"] = {"fingerprint": self.fingerprint} | statistics_of(self.codec.vae)
         return meta
@@ -131,8 +131,11 @@ class TransformerRun:
     def open(self, ema, held_out) -> None:
         """Gets ready to evaluate; ``held_out``: a source, None: as the config says, False: there is none."""
         encode = self.codec if self.encodes else None
-        self._clips = None if held_out is False else evaluate.held_out(self.recipe.config, held_out, encode)
-        self.product = Pipeline(self.recipe.config, unstack_layers(whole(ema)), codec=self.codec)
+        self._clips = None
+        if held_out is not False:
+            self._clips = evaluate.held_out(self.recipe.config, held_out, encode, self.dress)
+        own = dict(codec=self.codec, text=self.text, body=self.body)
+        self.product = Pipeline(self.recipe.config, unstack_layers(whole(ema)), **own)
         # Evaluation streams latents, and decodes them beside the true ones.
         self._plain = Pipeline(self.recipe.config, self.product.params) if self.codec is not None else self.product
 
@@ -184,13 +187,27 @@ class AutoencoderRun:
             check_sizes(_encoder_of(vae, recipe.vae), recipe.config.vae, loss.teacher)
             recipe = recipe._replace(teacher=vae)
         self.recipe = recipe
-        frozen = Frozen(lpips_weights(loss.lpips) if loss.lpips else None, teacher)
+        judge = None
+        if loss.align and loss.features:
+            judge = load_motion_text(loss.features)
+            width, there = recipe.config.vae.sizes.align, judge.model.config.latent
+            if width != there:
+                raise UserError(f"vae.{recipe.config.vae.form}.align is {width} and the features in {loss.features} "
+                                f"have {there} numbers: they must be equal, {there} would do")  # fmt: skip
+            recipe = recipe._replace(features=features_of(judge, getattr(source, "body", None)))
+        frozen = Frozen(
+            lpips_weights(loss.lpips) if loss.lpips else None, teacher, None if judge is None else judge.params
+        )
         self.frozen = (jax.device_put(frozen, replicated(mesh)),) if jax.tree.leaves(frozen) else ()
         self.statistics = None
 
     def spec(self, spec: dict) -> dict:
         """The step looks at the clips alone, or at a part of them."""
         return {"video": clip_shapes(self.recipe.config)["video"]}
+
+    def dress(self, source):
+        """The source as training reads it."""
+        return source
 
     def prepare(self, batch: dict) -> dict:
         """A global batch -> as the step takes it."""
@@ -220,7 +237,7 @@ class AutoencoderRun:
 
     def meta(self, ema, last: bool) -> dict:
         """What else a checkpoint keeps."""
-        meta = _meta(self.recipe.config)
+        meta = meta_of(self.recipe.config, getattr(self._source, "body", None))
         if last:
             vae = evaluate_vae.with_statistics(self.recipe.vae, whole(self.canonical(ema)), self._source)
             self.recipe = self.recipe._replace(vae=vae)

@@ -10,8 +10,10 @@ from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.errors import UserError
+from causal_diffusion.motion_text import MotionTextRecipe
 from causal_diffusion.parallel.mesh import batch_sharding, check_batch, replicated
 from causal_diffusion.recipe import Recipe
+from causal_diffusion.training.objectives.contrastive import contrastive_loss
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
 from causal_diffusion.training.objectives.reconstruction import autoencoder_gradients
 from causal_diffusion.training.optimizer import learning_rate
@@ -19,11 +21,24 @@ from causal_diffusion.training.state import TrainState, abstract_state, apply_gr
 
 
 def diffusion_gradients(recipe: Recipe, params, batch, key, step):
-    """Gradients and metrics of the diffusion objective, which is the same at every step."""
-    return jax.grad(functools.partial(diffusion_loss, recipe), has_aux=True)(params, batch, key)
+    """Gradients and metrics of the diffusion objective."""
+    return jax.grad(functools.partial(diffusion_loss, recipe), has_aux=True)(params, batch, key, step)
 
 
-OBJECTIVES = {Recipe: diffusion_gradients, AutoencoderRecipe: autoencoder_gradients}
+def contrastive_gradients(recipe: MotionTextRecipe, params, batch, key, step):
+    """Gradients and metrics of the contrastive objective."""
+
+    def loss(params):
+        return contrastive_loss(recipe.model, params, batch, jax.random.fold_in(key, step), recipe.config.train.drop)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+OBJECTIVES = {
+    Recipe: diffusion_gradients,
+    AutoencoderRecipe: autoencoder_gradients,
+    MotionTextRecipe: contrastive_gradients,
+}
 
 
 def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()):
@@ -83,7 +98,7 @@ def compile_step(recipe, mesh, spec: dict | None = None, *frozen):
     text = recipe.config.model.text if isinstance(recipe, Recipe) else 0
     if text and "text" not in spec:
         raise UserError(f"model.text is {text} and the clips have no text: model.text = 0 would do")
-    if text and spec["text"].shape[-1] != text:
+    if text and not recipe.config.model.vocabulary and spec["text"].shape[-1] != text:
         raise UserError(f"model.text is {text} and the clips have tokens of width {spec['text'].shape[-1]}: "
                         "they must be equal")
     shapes, shardings = abstract_state(recipe, mesh)

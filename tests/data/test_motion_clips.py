@@ -16,8 +16,10 @@ JOINTS, LENGTHS = 3, {"train_00-of-02": (9, 5), "train_01-of-02": (12,), "test":
 
 def arrays(lengths, seed):
     rng, frames = np.random.default_rng(seed), sum(lengths)
+    positions = rng.standard_normal((frames, JOINTS, 3)).astype(np.float16)
+    positions[:, 0, ::2] = 0.0  # the hips are over their ground point
     return dict(
-        positions=rng.standard_normal((frames, JOINTS, 3)).astype(np.float16),
+        positions=positions,
         root_xz=rng.standard_normal((frames, 2)).astype(np.float32).cumsum(axis=0),
         clip_start=np.cumsum([0, *lengths]),
         text=np.array([f"walk {seed}.{i}" for i in range(len(lengths))]),
@@ -68,7 +70,7 @@ def test_what_a_frame_holds_can_be_undone(folder):
     positions, root = joints.decode(source.denormalise(source.clip(1)), before=data["root_xz"][8])
     np.testing.assert_allclose(positions, data["positions"][8:], atol=1e-5)
     np.testing.assert_allclose(root, data["root_xz"][8:], atol=1e-5)
-    assert (source.fps, source.parents, source.joint_names) == (30.0, (-1, 0, 1), ("Hips", "Knee", "Foot"))
+    assert (source.fps, source.body.parents, source.body.names) == (30.0, (-1, 0, 1), ("Hips", "Knee", "Foot"))
 
 
 def test_a_window_knows_how_the_body_got_to_its_first_frame(folder):
@@ -112,7 +114,7 @@ def test_repr_is_stable_and_tells_content_and_statistics(folder):
 
 def test_sources_that_are_alive_share_what_they_read(folder, monkeypatch):
     reads = []
-    monkeypatch.setattr(motion_clips, "_read_file", lambda path, read=motion_clips._read_file: (
+    monkeypatch.setattr(motion_clips, "read_file", lambda path, read=motion_clips.read_file: (
         reads.append(path.name), read(path))[1])  # fmt: skip
     train = MotionClips(config(folder), "train")
     assert len(reads) == 3
@@ -134,9 +136,11 @@ def test_short_clips_are_skipped_with_one_warning(folder, caplog):
 @pytest.mark.parametrize("values, message", [
     (dict(path=""), "data.path is empty"),
     (dict(path="/nowhere"), "data.path '/nowhere' is no folder"),
-    (dict(channels=10), "data.channels is 10: a frame of 3 joints has 11 numbers, set data.channels=11"),
+    (dict(channels=10), "data.channels is 10: a frame of 3 joints has 11 numbers .*, set data.channels=11"),
     (dict(height=4, width=4), "motion has no pixels, set data.height=0 and data.width=0"),
-    (dict(fps=20.0), "data.fps is 20: these clips have 30 frames per second and are not resampled, set data.fps=0"),
+    (dict(shortest=3), "data.shortest is 3: a motion is at least four frames, set data.shortest=4"),
+    (dict(representation="essential"), "hip"),
+    (dict(unseen=0.5), "the clips have no content and style: data.unseen = 0 would do"),
     (dict(classes=3), "data.classes is 3: motion clips have captions only, set data.classes=0"),
     (dict(action_dim=3), "set data.action_dim=0"),
     (dict(frames=9), "no held-out clip has data.frames=9 frames: the longest, clip 2.0, has 8; set data.frames to at "
@@ -195,6 +199,85 @@ def test_a_file_that_is_no_archive_is_named(folder):
             MotionClips(config(folder), "train")
 
 
+def test_short_clips_are_padded_and_say_how_long_they_are(folder):
+    source = MotionClips(config(folder, frames=8, stride=8, shortest=5), "train")
+    lengths = [int(source[i]["length"]) for i in range(len(source))]
+    assert lengths == [8, 4, 8]  # clips of 9, 5 and 12 frames; a whole number of fours counts
+    assert source[1]["video"].shape == (8, 11) and source[1]["length"].dtype == np.int32
+    np.testing.assert_array_equal(source[1]["video"][:4], source.clip(1)[:4])
+    np.testing.assert_array_equal(source[1]["video"][4:], 0.0)
+    assert repr(source).endswith("shortest=5)")
+
+
+def test_frames_per_second_are_those_of_the_config(folder):
+    source, plain = (MotionClips(config(folder, fps=fps), "test") for fps in (15.0, 0.0))
+    assert source.fps == 15.0 and len(source.clip(0)) == 4
+    got, _ = source.body.positions(source.clip(0))
+    wanted, _ = plain.body.positions(plain.clip(0))
+    np.testing.assert_allclose(got, wanted[::2], atol=1e-5)
+
+
+NAMED = [name for name in "Hips Spine Chest Neck Head".split()] + [
+    f"{part}_{side}" for side in "LR" for part in ("Shoulder", "UpperArm", "LowerArm", "Hand")] + [
+    f"{part}_{side}" for side in "LR" for part in ("UpperLeg", "LowerLeg", "Foot", "Toes")]  # fmt: skip
+PARENTS = [-1, 0, 1, 2, 3, 2, 5, 6, 7, 2, 9, 10, 11, 0, 13, 14, 15, 0, 17, 18, 19]
+KINDS = {"walk": ("calm", "angry", "proud"), "wave-left-hand": ("calm", "angry"), "wave-right-hand": ("calm", "angry")}
+
+
+@pytest.fixture
+def bodies(tmp_path):
+    """Clips of a whole body with content and style, two of each pair in training, one held out."""
+    rng, pairs = np.random.default_rng(0), [(c, s) for c, styles in KINDS.items() for s in styles]
+    styles = sorted({style for _, style in pairs})
+    for name, repeats in (("train_00-of-01", 2), ("test", 1)):
+        count = repeats * len(pairs)
+        positions = rng.standard_normal((12 * count, 21, 3)).cumsum(axis=0).astype(np.float16) * np.float16(0.01)
+        positions += np.float16([[0.1 * (i % 5), 0.05 * i, 0.02 * (i % 3)] for i in range(21)])
+        positions[:, 0, ::2] = 0.0
+        np.savez(
+            tmp_path / f"some_{name}.npz", positions=positions,
+            root_xz=rng.standard_normal((12 * count, 2)).astype(np.float32).cumsum(axis=0) * 0.01,
+            clip_start=np.arange(0, 12 * count + 1, 12), fps=np.float32(30),
+            text=np.array([f"a person does {c}, {s} style" for c, s in pairs * repeats]),
+            name=np.array([f"{name} {i}" for i in range(count)]),
+            content=np.array([list(KINDS).index(c) for c, _ in pairs * repeats]),
+            style=np.array([styles.index(s) for _, s in pairs * repeats]),
+            content_names=np.array(list(KINDS)), style_names=np.array(styles),
+            joint_names=np.array(NAMED), parents=np.array(PARENTS),
+        )  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize("representation, channels, frames", [("essential", 64, 11), ("humanml", 251, 11)])
+def test_representations_of_a_whole_body(bodies, representation, channels, frames):
+    source = MotionClips(config(bodies, representation=representation, channels=channels), "test")
+    plain = MotionClips(config(bodies, channels=65), "test")
+    assert source.clip(0).shape == (frames, channels) and len(source.body.mean) == channels
+    local = source.body.local(source.clip(0))
+    np.testing.assert_allclose(local[..., 1], plain.body.local(plain.clip(0))[:-1, :, 1], atol=1e-4)
+    got, wanted = (np.linalg.norm(np.diff(s.body.positions(s.clip(0))[0][:, 0, ::2], axis=0), axis=-1)
+                   for s in (source, plain))  # fmt: skip
+    np.testing.assert_allclose(got, wanted[: len(got)], atol=1e-4)  # steps of the root, wherever it faces
+
+
+def test_mirrored_clips_have_mirrored_captions_and_only_training_has_them(bodies):
+    plain, both = (MotionClips(config(bodies, channels=65, mirror=mirror), "train") for mirror in (False, True))
+    assert both.clips == 2 * plain.clips and MotionClips(config(bodies, channels=65, mirror=True), "test").clips == 7
+    left = both.clip_captions.index("a person does wave-left-hand, calm style")
+    assert both.clip_captions[left + plain.clips] == "a person does wave-right-hand, calm style"
+    a, b = (both.body.positions(both.clip(i))[0] for i in (left, left + plain.clips))
+    np.testing.assert_allclose(a[:, NAMED.index("Hand_L")] * [-1, 1, 1], b[:, NAMED.index("Hand_R")], atol=1e-4)
+
+
+def test_unseen_pairs_are_kept_from_training_mirrored_or_not(bodies):
+    source = MotionClips(config(bodies, channels=65, mirror=True, unseen=0.3), "train")
+    test = MotionClips(config(bodies, channels=65, mirror=True, unseen=0.3), "test")
+    assert len(source.unseen) == 2 and test.unseen == source.unseen
+    assert not set(source.unseen) & set(source.clip_kinds) and set(source.unseen) <= set(test.clip_kinds)
+    assert {part for kind in source.clip_kinds for part in kind.split(", ")} == {*KINDS, "calm", "angry", "proud"}
+    assert len(source.kinds) == len(source) and source.kinds[0] == source.clip_kinds[0]
+
+
 def test_real_motion():
     beside = Path(__file__).parents[3] / "shared" / "data"
     shared = Path(os.environ.get("CD_SHARED_DATA", beside)) / "motion"
@@ -209,6 +292,6 @@ def test_real_motion():
     positions, _ = joints.decode(test.denormalise(test.clip(0)))
     np.testing.assert_allclose(positions[:, 0, ::2], 0.0, atol=1e-5)  # the hips are above their ground point
     assert (positions[..., 1] > -0.2).all() and (positions[..., 1] < 2.5).all()
-    bones = np.linalg.norm(positions[:, 1:] - positions[:, list(test.parents[1:])], axis=-1)
+    bones = np.linalg.norm(positions[:, 1:] - positions[:, list(test.body.parents[1:])], axis=-1)
     assert bones.std(axis=0).max() < 0.01  # metres: they keep their lengths
     assert test.captions[0] == "a person walks forward, active style"

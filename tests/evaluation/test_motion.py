@@ -1,84 +1,199 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from causal_diffusion.evaluation import motion
-from causal_diffusion.motion import joints
+from causal_diffusion.evaluation import motion, motion_smoothness
+from causal_diffusion.evaluation.distributions import frechet_distance
+
+SHARED = Path(os.environ.get("CD_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
 
-def clip(frames=6, count=4, seed=0):
-    rng = np.random.default_rng(seed)
-    return joints.encode(rng.standard_normal((frames, count, 3)), rng.standard_normal((frames, 2)).cumsum(axis=0))
+def embeddings(count, width=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, width))
 
 
-def test_distances_of_a_known_error():
-    """One joint of four is 3, 4, 12 mm off, so 13 / 4 on average."""
-    a = np.random.default_rng(0).standard_normal((2, 5, 4, 3))
-    b = a.copy()
-    b[1, 2, 3] += [0.003, 0.004, 0.012]
-    expected = np.zeros((2, 5))
-    expected[1, 2] = 13 / 4
-    np.testing.assert_allclose(motion.distance(a, b), expected, atol=1e-9)
+def test_perfect_embeddings_are_always_found():
+    x = embeddings(100)
+    np.testing.assert_array_equal(motion.r_precision(x, x), 1.0)
+    assert motion.matching_distance(x, x) == 0.0
+    assert motion.matching_distance(x, x + [3, 4, 0, 0, 0, 0, 0, 0]) == pytest.approx(5.0)
 
 
-def test_an_error_of_the_path_stays_and_is_no_local_one():
-    x = clip()
-    y = x.copy()
-    y[2, :2] += [0.03, -0.04]  # metres per frame, once
-    error = motion.joint_error(y, x)
-    np.testing.assert_array_equal(error.local, 0.0)
-    np.testing.assert_allclose(error.world, [0, 0, 50, 50, 50, 50], atol=1e-9)
-    y[3, joints.ROOT :] += 0.01  # every joint by 1 cm along each axis
-    np.testing.assert_allclose(motion.joint_error(y, x).local, [0, 0, 0, 10 * 3**0.5, 0, 0], atol=1e-9)
-    assert str(motion.joint_error(y, x)) == "2.9 mm local, 33.5 mm world"
+@pytest.mark.parametrize("same", [False, True])
+def test_a_guess_finds_one_in_thirty_two(same):
+    """Random motions, and motions that are all the same, which know nothing either."""
+    text, other = embeddings(3200), embeddings(3200, seed=1)
+    got = motion.r_precision(text, other[:1].repeat(3200, 0) if same else other)
+    np.testing.assert_allclose(got, np.arange(1, 4) / 32, atol=0 if same else 0.015)
 
 
-def test_means_are_over_frames_of_clips_of_any_length():
-    a, b = clip(6), clip(2, seed=1)
-    pairs = [(a + np.linspace(0, 0.1, 6)[:, None], a), (b + 0.3, b)]
-    curves = [motion.joint_error(*pair) for pair in pairs]
-    mean, by_frame = motion.mean_joint_error(pairs), motion.joint_error_by_frame(pairs)
-    for name in ("local", "world"):
-        first, second = (getattr(curve, name) for curve in curves)
-        np.testing.assert_allclose(getattr(mean, name), (first.sum() + second.sum()) / 8)
-        np.testing.assert_allclose(getattr(by_frame, name), [*(first[:2] + second) / 2, *first[2:]])
-        assert first.sum() != second.sum()
+def test_ranks_by_hand():
+    """Four captions on a line; the motion of caption i lies at the place of caption i + shift."""
+    text = np.arange(4.0)[:, None]
+    for shift, expected in ((0.0, [4, 4, 4]), (1.2, [1, 2, 4])):
+        order = np.argsort(np.abs(text - (text + shift).T), axis=1)
+        rank = [list(order[i]).index(i) for i in range(4)]
+        wanted = [sum(r < k for r in rank) for k in (1, 2, 3)]
+        assert wanted == expected
+        np.testing.assert_allclose(motion.r_precision(text, text + shift, pool=4), np.array(wanted) / 4)
 
 
-@pytest.mark.parametrize("time", [1, 3])
-def test_pca_is_that_of_the_singular_values(time):
+def test_what_does_not_fill_a_pool_is_dropped():
+    x = embeddings(47)
+    x[::2] += 100  # which clips are dropped makes a difference, so they are drawn anew by the seed
+    y = x + embeddings(47, seed=1)
+    scores = {tuple(motion.r_precision(x, y, seed=seed)) for seed in range(8)}
+    assert len(scores) > 1 and all((32 * score == round(32 * score)) for row in scores for score in row)
+    assert motion.r_precision(x, y, seed=3).tolist() == motion.r_precision(x, y, seed=3).tolist()
+
+
+def test_equal_captions_are_misses_unless_pools_hold_different_ones():
+    """Sixteen captions of four clips each, told apart without error: the published pools still count misses."""
+    captions = np.repeat([f"caption {i}" for i in range(16)], 4)
+    text = np.repeat(embeddings(16), 4, axis=0)
+    assert motion.r_precision(text, text, pool=16)[0] < 0.8
+    np.testing.assert_array_equal(motion.r_precision(text, text, pool=16, captions=captions), 1.0)
+    pools = motion._different(captions, 64, 16, np.random.default_rng(0))
+    assert len(pools) == 4 and sorted(np.concatenate(pools)) == list(range(64))
+    assert all(len(set(captions[pool])) == 16 for pool in pools)
+
+
+def test_pools_of_different_captions_take_from_the_fullest_first():
+    captions = np.array([0] * 6 + [1] * 3 + [2] * 2 + [3])
+    pools = motion._different(captions, 12, 2, np.random.default_rng(0))
+    assert len(pools) == 6 and sorted(np.concatenate(pools)) == list(range(12))
+    assert all(captions[a] != captions[b] for a, b in pools)
+
+
+def test_repeats_and_their_interval():
+    seeds = []
+
+    def measure(seed):
+        seeds.append(seed)
+        return {"a": float(seed), "b": np.array([seed, 2.0])}
+
+    got = motion.repeat(measure, 4, seed=10)
+    assert seeds == [10, 11, 12, 13]
+    half = 1.96 * np.std([10, 11, 12, 13]) / 2
+    assert got["a"] == pytest.approx((11.5, half))
+    np.testing.assert_allclose(got["b"].mean, [11.5, 2.0])
+    np.testing.assert_allclose(got["b"].half, [half, 0.0])
+    assert str(got["b"]) == "11.5 ± 1.1 2 ± 0"
+    assert motion.repeat(lambda seed: 3.0, 1) == (3.0, 0.0)
+
+
+def test_a_protocol_prints_itself_beside_its_numbers():
+    protocol = motion.Protocol("tmr of the training clips", clips=334, repeats=2, different=True, seed=7)
+    score = protocol.repeat(lambda seed: float(seed))
+    assert score == pytest.approx((7.5, 1.96 * 0.5 / 2**0.5))
+    assert protocol.report({"FID": score}) == (
+        "FID 7.5 ± 0.69\n(evaluator tmr of the training clips, 334 clips, pools of 32 different captions, 300 pairs, "
+        "mean and 95 % interval of 2 repeats from seed 7)"
+    )
+    with pytest.raises(ValueError, match="repeats is 0"):
+        motion.Protocol("x", 1, repeats=0)
+
+
+def test_a_long_motion_in_pieces():
+    x = np.arange(20)[:, None]
+    parts = motion.subsequences(x, [5, 12])
+    assert [part[:, 0].tolist() for part in parts] == [list(range(5)), list(range(5, 12)), list(range(12, 20))]
+    assert motion.transitions(x, [5, 12], 4)[..., 0].tolist() == [[3, 4, 5, 6], [10, 11, 12, 13]]
+    assert motion.transitions(x, [5], 5)[..., 0].tolist() == [[3, 4, 5, 6, 7]]
+    assert motion.transitions(x, [], 4).shape == (0, 4, 1)
+
+
+def test_a_composition_is_measured_like_clips():
     rng = np.random.default_rng(0)
-    clips = [rng.standard_normal((n, 4)) @ rng.standard_normal((4, 4)) + 3.0 for n in (9, 2, 30)]
-    runs = np.stack([c[i : i + time].ravel() for c in clips for i in range(len(c) - time + 1)])
-    pca = motion.GroupPCA.fit(iter(clips), time, 2)
-    np.testing.assert_allclose(pca.mean, runs.mean(axis=0))
-    _, _, vectors = np.linalg.svd(runs - runs.mean(axis=0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(vectors[:2] @ pca.basis), np.eye(2), atol=1e-8)
-    x = rng.standard_normal((5, 3 * time, 4))
-    latents = pca.encode(x)
-    assert latents.shape == (5, 3, 2) and pca.reconstruct(x).shape == x.shape
-    groups = x.reshape(5, 3, -1) - pca.mean
-    np.testing.assert_allclose(pca.reconstruct(x).reshape(5, 3, -1), groups @ vectors[:2].T @ vectors[:2] + pca.mean)
+    walks = [rng.standard_normal((30, 6)).cumsum(axis=0) for _ in range(3)]
+    walks[1][15:] += 5.0  # a seam
+    real = [rng.standard_normal((n, 6)).cumsum(axis=0) for n in (10, 11, 12, 6)]
+    boundaries = [[10, 20], [15], []]
+
+    def embed(clips):
+        return np.array([[x.mean(), x.std()] for x in clips])
+
+    def positions(x):
+        return x.reshape(len(x), 2, 3)
+
+    text = embeddings(6, 2)
+    got = motion.composition(walks, boundaries, embed, positions, real, frames=8, text=text, pool=6)
+    parts = [walks[0][:10], walks[0][10:20], walks[0][20:], walks[1][:15], walks[1][15:], walks[2]]
+    joins = [walks[0][6:14], walks[0][16:24], walks[1][11:19]]
+    windows = [real[0][1:9], real[1][1:9], real[2][2:10]]  # the fourth is too short
+    assert got["subsequence FID"] == pytest.approx(frechet_distance(embed(real), embed(parts)))
+    assert got["transition FID"] == pytest.approx(frechet_distance(embed(windows), embed(joins)))
+    curve, curve_real = (motion_smoothness.jerk(np.stack([positions(x) for x in y])) for y in (joins, windows))
+    assert got["transition peak jerk"] == pytest.approx(curve.mean(axis=0).max())
+    assert got["real peak jerk"] == pytest.approx(curve_real.mean(axis=0).max())
+    assert got["real peak jerk"] < got["transition peak jerk"]
+    area = np.abs(curve.mean(axis=0) - curve_real.mean()).sum()
+    assert got["transition area under jerk"] == pytest.approx(area)
+    assert got["MM-Dist"] == motion.matching_distance(text, embed(parts)) and got["R-precision"].shape == (3,)
 
 
-def test_pca_of_all_components_loses_nothing_and_of_more_loses_less():
-    clips = [clip(20), clip(30, seed=1)]
-    errors = [motion.mean_joint_error((motion.GroupPCA.fit(clips, 2, k).reconstruct(c), c) for c in clips)
-              for k in (1, 4, 12, 28)]  # fmt: skip
-    assert errors[0].local > errors[1].local > errors[2].local > 1.0
-    assert errors[3].local < 1e-6 and errors[3].world < 1e-6
+WRISTS = SimpleNamespace(roles={"left_wrist": 1, "right_wrist": 2})
+
+
+def test_which_hand_is_raised():
+    clip = np.zeros((10, 3, 3))
+    clip[:, 1:, 1] = 0.8
+    assert motion.higher_wrist(clip, WRISTS) == "both"
+    clip[4, 1, 1] = 1.7
+    assert motion.higher_wrist(clip, WRISTS) == "left" and motion.left_wrist_share(clip, WRISTS) == 0.1
+    assert motion.higher_wrist(clip[:, [0, 2, 1]], WRISTS) == "right"
+    clip[7:, 2, 1] = 1.65
+    assert motion.higher_wrist(clip, WRISTS) == "both"
+    assert motion.higher_wrist(clip, WRISTS, margin=0.01) == "left" and motion.left_wrist_share(clip, WRISTS) == 0.1
+
+
+def test_ground_speed_of_a_circle_and_of_a_jump():
+    angle = np.linspace(0, 2 * np.pi, 361)
+    path = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    assert motion.speed(path, 20) == pytest.approx(2 * np.pi * 20 / 360, rel=1e-4)
+    jump = np.stack([path[:, 0], 5 * np.abs(path[:, 1]), path[:, 1]], axis=-1)
+    np.testing.assert_allclose(motion.speed(np.stack([jump, 2 * jump]), 20), motion.speed(path, 20) * np.array([1, 2]))
+
+
+def test_labels_of_real_clips_by_geometry():
+    """The rule knows left from right in real clips, and runs are faster than walks."""
+    path = SHARED / "motion" / "bandai_test.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    data = np.load(path)
+    names = data["joint_names"].tolist()
+    skeleton = SimpleNamespace(roles={"left_wrist": names.index("Hand_L"), "right_wrist": names.index("Hand_R")})
+    edges, content = data["clip_start"], data["content_names"][data["content"]]
+    positions, root, fps = data["positions"], data["root_xz"], float(data["fps"])
+    right = asked = 0
+    for i in np.flatnonzero(np.isin(content, ["raise-up-left-hand", "raise-up-right-hand"])):
+        got = motion.higher_wrist(positions[edges[i] : edges[i + 1]], skeleton)
+        right, asked = right + (got == content[i].split("-")[2]), asked + 1
+    assert asked == 95 and right == asked
+    speeds = {name: [motion.speed(root[edges[i] : edges[i + 1]], fps) for i in np.flatnonzero(content == name)]
+              for name in ("walk", "run")}  # fmt: skip
+    assert 1.0 < np.mean(speeds["walk"]) < 1.4 < 2.2 < np.mean(speeds["run"]) < 3.2
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda x: motion.joint_error(x, x[:3]), "two motions must have one shape"),
-    (lambda x: motion.distance(x, x), r"\[..., frames, joints, 3\]"),
-    (lambda x: motion.mean_joint_error([]), "no clip to measure"),
-    (lambda x: motion.joint_error_by_frame([]), "no clip to measure"),
-    (lambda x: motion.joint_error(x[:, :13], x[:, :13]), "a frame has 13 numbers"),
-    (lambda x: motion.GroupPCA.fit([x], 7, 2), "no clip has 7 frames"),
-    (lambda x: motion.GroupPCA.fit([x], 2, 29), "it has 1 to 28 components, not 29"),
-    (lambda x: motion.GroupPCA.fit([x], 4, 2).encode(x), r"a clip \(6, 14\) is no whole number of groups of 4"),
-    (lambda x: motion.GroupPCA.fit([x], 2, 2).encode(x[:, :5]), "of 2 frames of 14 numbers"),
+    (lambda x: motion.r_precision(x, x[:, :2]), "embedded as"),
+    (lambda x: motion.r_precision(x * np.inf, x), "not finite"),
+    (lambda x: motion.r_precision(x, x), "pool is 32 and top 3, and there are 10 pairs: pool=10"),
+    (lambda x: motion.r_precision(x, x, pool=2), "pool is 2 and top 3"),
+    (lambda x: motion.r_precision(x, x, captions=np.arange(10) % 7), "7 different captions: pool=7"),
+    (lambda x: motion.r_precision(x, x, captions=[1]), "one for each of 10 pairs"),
+    (lambda x: motion.subsequences(x, [4, 4]), r"boundaries is \[4, 4\] and the motion has 10 frames"),
+    (lambda x: motion.subsequences(x, [10]), "between 1 and 9"),
+    (lambda x: motion.transitions(x, [8], 6), "frame 8 is 2 frames from an end of the motion: frames=4"),
+    (lambda x: motion.composition([x], [[]], None, None, [x], 4), "boundaries are empty"),
+    (lambda x: motion.composition([x], [[5]], None, None, [x], 12), "no real clip is as long: 10 would do"),
+    (lambda x: motion.higher_wrist(x, WRISTS), r"\[frames, joints, 3\]"),
+    (lambda x: motion.speed(x, 20), "a path is"),
+    (lambda x: motion.repeat(None, 0), "repeats is 0"),
 ])  # fmt: skip
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
-        call(clip())
+        call(embeddings(10))

@@ -14,7 +14,13 @@ noisy as its block is, with noise of its own, and scored as other frames are. It
 frame, for that is the last one that a stream knows. A ``layout.reference`` is a stream of one frame, the clip's last,
 at its place in time, clean, told as clean context is and without an action. All see it, so the loss of that frame of
 the noisy stream is small and says little.
+
+With ``train.own_past`` a first pass, without gradients, predicts the data from the clip's own past; a share of the past
+is then replaced by these predictions, and the second pass is scored (the two forwards of MotionStreamer, Xiao et al.
+2025, arXiv 2503.15451).
 """
+
+import dataclasses
 
 import chex
 import jax
@@ -36,18 +42,21 @@ def batch_condition(recipe: Recipe, batch: dict, keep=None) -> Condition:
     if model.classes:
         label = jnp.where(keep, batch["label"], -1)[:, None]
     if model.text and "text" in batch:
-        text = jnp.where(keep[:, None, None], batch["text"], 0.0)[:, None]
+        kept = keep.reshape(-1, *(1,) * (batch["text"].ndim - 1))
+        text = jnp.where(kept, batch["text"], jnp.zeros((), batch["text"].dtype))[:, None]
         mask = batch["text_mask"][:, None]
     return Condition(label, text, mask)
 
 
-def diffusion_loss(recipe: Recipe, params, batch: dict, key):
+def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
     """Equation (1).
 
     Args:
         params: in the form of ``recipe.model``.
-        batch: 'video' [B, T, *space, C], 'index' int32 [B] (global sample index), and the model's conditions.
+        batch: 'video' [B, T, *space, C], 'index' int32 [B] (global sample index), and the model's conditions; 'length'
+            int32 [B] where clips are padded: how many of their frames count.
         key: of the whole run; a sample's levels and noise depend on (key, index) only.
+        step: steps done so far, for train.own_past; None: the past is the data's own.
 
     Returns:
         (loss, {'loss': scalar, 'loss_by_frame': [T]}), float32: the mean over a clip's scored frames, then over clips
@@ -73,6 +82,8 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
     at, near = np.tile(frame, copies), np.tile(own, copies)
     drawn = per_copy(0, lambda k: levels.sample(k, n - far))
     t, context, scored = (a[..., layout.block_of(own) - far].reshape(B, copies * F) for a in drawn)
+    if "length" in batch:  # what pads a short clip is not scored
+        scored = scored & (at < batch["length"][:, None])
     t = jnp.where(context & (at < layout.sinks - layout.pad), 0.0, t)  # sinks are shown clean, as a stream shows them
     x0 = video[:, at]
     eps = per_copy(1, lambda k: jax.random.normal(k, (F, *x0.shape[2:]))).reshape(x0.shape)
@@ -122,14 +133,30 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key):
         streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
     mask, prefix_mask = _masks(recipe, context, scored, t)
     condition = batch_condition(recipe, batch, keep)
+    if recipe.config.train.own_past and step is not None:
+        first, _ = recipe.model.apply(
+            {"params": jax.lax.stop_gradient(params)}, streams, condition, mask, prefix_mask=prefix_mask
+        )
+        guess = jax.lax.stop_gradient(process.to_x0(first["noisy"], x_t, t))[:, : T - b]
+        share = _share(recipe.config.train, step)
+        own = per_sample(3, lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (T - b,)) < share)
+        clean = streams["clean"]
+        own = own.reshape(*own.shape, *(1,) * (clean.x.ndim - 2))
+        streams["clean"] = dataclasses.replace(clean, x=jnp.where(own, guess, clean.x))
     out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
     # One row per noisy copy: some weights look along the sequence.
     rows = [a.reshape(B * copies, F, *a.shape[2:]) for a in (out["noisy"], x0, eps, x_t, t, scored)]
     scored = rows[5]
     by_frame, count = jnp.where(scored, process.frame_loss(*rows[:5]), 0.0), scored.astype(jnp.float32)
-    loss = jnp.mean(jnp.sum(by_frame, axis=1) / jnp.sum(count, axis=1))
+    loss = jnp.mean(jnp.sum(by_frame, axis=1) / jnp.maximum(jnp.sum(count, axis=1), 1.0))
     shown = jnp.sum(by_frame, axis=0) / jnp.maximum(jnp.sum(count, axis=0), 1.0)
     return loss, {"loss": loss, "loss_by_frame": shown[frame == own]}
+
+
+def _share(train, step):
+    """The share of the past that is the network's own, at a step: on a half cosine from the first to the last value."""
+    first, last = train.own_past
+    return last + (first - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / train.steps, 1.0)))
 
 
 def _masks(recipe, context, scored, t):

@@ -38,10 +38,11 @@ Array = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Networks that judge and do not learn: LPIPS weights, and the parameters of a teacher; None without."""
+    """Networks that judge and do not learn: LPIPS weights, parameters of a teacher and of features; None without."""
 
     lpips: Any = None
     teacher: Any = None
+    features: Any = None
 
 
 def autoencoder_gradients(recipe: AutoencoderRecipe, params, batch: dict, key, step, frozen: Frozen = Frozen()):
@@ -118,7 +119,10 @@ def parts(recipe: AutoencoderRecipe, params, batch, keys, frozen: Frozen = Froze
         fit = fit + encoded.loss
     each["fit"] = fit
     if loss.align:
-        features = motion_features(x, recipe.vae.geometry.time, recipe.vae.config.sizes.align)
+        if recipe.features is None:
+            features = motion_features(x, recipe.vae.geometry.time, recipe.vae.config.sizes.align)
+        else:
+            features = recipe.features(frozen.features, x)
         each["align"] = alignment.alignment(apply(z, method="project"), z, features, *loss.align_margins)
     if loss.gan:
         def score(params, x):

@@ -1,0 +1,1 @@
+"""Captions as condition tokens: frozen text encoders and a small trainable one."""

@@ -1,0 +1,40 @@
+"""What runs of all kinds keep: parameters as they are evaluated, the meta of a checkpoint, the words of captions."""
+
+import json
+import platform
+
+import jax
+
+from causal_diffusion import config as configs
+from causal_diffusion.nn.text.encoder import FOLDER as TEXT
+from causal_diffusion.nn.text.encoder import open_text_encoder
+from causal_diffusion.nn.text.words import Words
+
+
+def whole(tree):
+    """Parameters whole on one device, where evaluation runs."""
+    return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
+
+
+def meta_of(config, body=None) -> dict:
+    """The meta that every checkpoint has: config, versions, and what frames of motion mean."""
+    meta = {
+        "config": json.loads(configs.to_json(config)),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+    return meta if body is None else meta | {"body": body.to_meta()}
+
+
+def open_text(config, vocabulary: int, workdir, source):
+    """The text encoder of a run, None without; words are those of the training captions, and stay in the workdir."""
+    if config.text.encoder == "none":
+        return None
+    if config.text.encoder != "words":
+        return open_text_encoder(config.text)
+    folder = workdir / TEXT
+    if folder.is_dir():
+        return open_text_encoder(config.text, folder)
+    words = Words.of(getattr(source, "captions", ()) or (), tokens=config.text.tokens, most=vocabulary)
+    if jax.process_index() == 0:
+        words.save(folder)
+    return words
