@@ -30,7 +30,7 @@ setup(
     # configs/ stands at the top of a checkout, where people look for it, and in the package once installed.
     packages=[*find_packages(include=["causal_diffusion", "causal_diffusion.*"]), "causal_diffusion.configs"],
     package_dir={"causal_diffusion.configs": "configs"},
-    package_data={"causal_diffusion": ["py.typed"]},
+    package_data={"causal_diffusion": ["py.typed"], "causal_diffusion.render.live": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -61,7 +61,9 @@ setup(
             "nbformat>=5.10",
             "nbclient>=0.10.2",
             "ipykernel>=7",
+            "aiohttp>=3.13",
         ],
+        "live": ["aiohttp>=3.13"],  # the page that shows a stream
         # The oracles: other projects' networks, against which ours are compared number by number.
         "interop": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5.23"],
         "cuda": ["jax[cuda12]>=0.10"],

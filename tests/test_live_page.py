@@ -5,8 +5,6 @@ import io
 
 import numpy as np
 import pytest
-
-pytest.importorskip("aiohttp")
 from aiohttp.test_utils import TestServer
 from PIL import Image
 

@@ -164,11 +164,13 @@ def test_every_import_is_declared(setup_arguments):
         }
 
     package = ROOT / "causal_diffusion"
-    library = [path for path in package.iterdir() if path.name not in ("interop", "__pycache__", "py.typed")]
+    apart = ("interop", "live.py", "__pycache__", "py.typed")
+    library = [path for path in package.iterdir() if path.name not in apart]
     assert "jax" in third_party_imports(*library)
     assert not undeclared([*library, ROOT / "configs", ROOT / "train.py", ROOT / "sample.py"], declared)
     interop = declared | {Requirement(r).name for r in extras["interop"]}
     assert not undeclared((package / "interop").rglob("*.py"), interop)
+    assert not undeclared([package / "live.py"], declared | {Requirement(r).name for r in extras["live"]})
     assert not undeclared([ROOT / "tests"], interop | {Requirement(r).name for r in extras["test"]})
 
 
@@ -182,7 +184,7 @@ def test_the_tested_versions_satisfy_what_setup_asks_for(setup_arguments, python
             assert canonicalize_name(pin.name) not in pins, f"{pin.name} is pinned twice for Python {python}"
             pins[canonicalize_name(pin.name)] = pin.specifier
     extras = setup_arguments["extras_require"]
-    asked = [*setup_arguments["install_requires"], *extras["test"], *extras["interop"]]
+    asked = [*setup_arguments["install_requires"], *extras["test"], *extras["interop"], *extras["live"]]
     for wanted in map(Requirement, asked):
         (pin,) = pins[canonicalize_name(wanted.name)]
         assert pin.operator == "==" and wanted.specifier.contains(Version(pin.version)), wanted

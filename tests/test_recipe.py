@@ -195,7 +195,7 @@ CLASHES = [
     (CAUSAL | TABLE_HEAD | {"model.period": 12, "layout.reference": 1}, "model.period layout.reference",
      {"layout.reference": 0}),
     # Staggers that no clip can hold.
-    (CAUSAL | {"schedule.offset": "pyramid", "schedule.stride": 1.0, "schedule.steps": 20},
+    (CAUSAL | {"schedule.offset": "pyramid", "schedule.stride": 1.0, "schedule.steps": 20, "cache.kind": "none"},
      "schedule.stride data.frames", {"schedule.stride": 2}),
     (CAUSAL | {"schedule.offset": "rolling", "schedule.in_flight": 20, "schedule.steps": 20},
      "schedule.in_flight data.frames", {"schedule.in_flight": 10}),
@@ -305,6 +305,18 @@ CLASHES = [
     (FACTORISED | {"model.rope_split": (2, 1, 1)}, "model.rope_split model.attention", {"model.rope_split": ()}),
     ({"model.rope_split": (1, 1)}, "model.rope_split model.patch", {"model.rope_split": ()}),
     ({"model.rope_split": (3, 3, 7)}, "model.rope_split model.width", {"model.rope_split": ()}),
+    # Prompts, and a network per token.
+    ({"text.encoder": "words"}, "text.encoder model.text", {"model.text": 16}, {"model.vocabulary": 9}),
+    ({"text.encoder": "clip"}, "text.encoder model.text", {"model.text": 768}),
+    ({"text.encoder": "words", "model.text": 8}, "text.encoder model.vocabulary", {"model.vocabulary": 1000}),
+    ({"text.encoder": "clip", "model.text": 8, "model.vocabulary": 9}, "text.encoder model.vocabulary",
+     {"model.vocabulary": 0}),
+    ({"model.vocabulary": 9}, "model.vocabulary model.text", {"model.text": 16}),
+    (CAUSAL | {"model.head": "diffusion"}, "model.head layout.kind", {"model.head": "linear"}),
+    ({"model.head": "diffusion", "model.coarse": 2}, "model.head model.coarse", {"model.coarse": 0}),
+    (CAUSAL | {"train.own_past": (0.0, 0.5)}, "train.own_past layout.kind", {"train.own_past": ()}),
+    ({"train.own_past": (0.0, 0.5), "layout.copies": 2}, "train.own_past layout.copies", {"layout.copies": 1}),
+    (KNOT | {"train.own_past": (0.0, 0.5)}, "train.own_past layout.knot", {"layout.knot": 0}),
 ]  # fmt: skip
 
 

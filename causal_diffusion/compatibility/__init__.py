@@ -44,7 +44,7 @@ def check(config: Config) -> Resolved:
     spec = {name: s.shape for name, s in clip_shapes(config).items()}
     frames, *frame_shape = spec["video"]
     check_shapes(config, frames, frame_shape, spec)
-    view = stream_view(config)
+    view = stream_view(config, frames)
     layout, slots = resolve_window(config, frames, view)
     check_levels(config, view)
     check_grids(config)
@@ -107,16 +107,18 @@ def check_shapes(config, frames, frame_shape, spec):
         )
 
 
-def stream_view(config):
-    """The schedule as a stream sees it, if there is one and a clip can have its levels."""
+def stream_view(config, frames):
+    """The schedule as a stream sees it, if there is one and a clip of ``frames`` can have its levels."""
     layout, schedule = config.layout, config.schedule
-    count = layout.block_count(config.data.frames) - layout.block_of(layout.coarse)
+    count = layout.block_count(frames) - layout.block_of(layout.coarse)
     try:
         config.levels.check(count)
         view = schedule.view()
     except ValueError as error:
         refuse(str(error))
-    if schedule.offset == "pyramid" and view.in_flight > count:
+    # A causal block sees no later one, and none of the earlier ones beyond the window: as many as there may be.
+    sees_ahead = config.cache.kind == "none" or layout.kind == "bidirectional_window"
+    if schedule.offset == "pyramid" and view.in_flight > count and sees_ahead:
         wider = -(-schedule.steps // count)
         refuse(
             f"schedule.stride is {schedule.stride} and data.frames is {config.data.frames}: {view.in_flight} blocks "

@@ -19,9 +19,9 @@ What a file leaves open is settled so:
                 1.7 m. It is taken to be 1.3 times as tall as hips to head and hip to ankle together, along the bones
     rate        the common one, 29.97 say, of which the frame time is rounded to its last digit; else its inverse
 
-There are libraries that read sound files of all these dialects (upc-pymotion 0.3.4, bvhio 1.5.4). They let a file that
-is cut short or has NaN pass, or do not name the line, and leave root, up, unit and rate to their caller. To find and
-name what is wrong in a file takes a parser, and this is it.
+Some libraries read sound files of all these dialects (upc-pymotion 0.3.4, bvhio 1.5.4). Both let NaN pass; of a
+file with too few frames the first makes frames at rest, and the second does not return; root, up, unit and rate are
+left to their caller. To find and name what is wrong in a file takes a parser, and this is it.
 """
 
 import dataclasses

@@ -150,7 +150,8 @@ class Pipeline:
             raise UserError(f"batch is {batch}; at least 1 sample is streamed")
         model, cond = self.recipe.model.config, dict(cond or {})
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
-        null = null_condition(model, batch, tokens=max(1, self.config.text.fixed))
+        fixed = self.config.text.fixed
+        null = null_condition(model, batch, tokens=fixed) if fixed else None
         condition = parse_condition(model, self.read_prompts(cond), batch, null)
         context = parse_context(self.recipe, encode_context(self.codec, self.recipe, context), batch)
         reference = parse_reference(self.recipe, reference, context, batch)

@@ -11,6 +11,8 @@ ENCODERS = {
     "umt5": "the encoder of UMT5 (Wan)",
 }
 
+MOST_WORDS = 64  # of a prompt that the transformer embeds itself
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -26,6 +28,11 @@ class TextConfig:
             raise ValueError(f"text.encoder is {self.encoder!r}; it is one of {', '.join(ENCODERS)}")
         if self.tokens < 1:
             raise ValueError(f"text.tokens is {self.tokens}; it is at least 1, 24 would do")
+        if self.encoder == "words" and self.tokens > MOST_WORDS:
+            raise ValueError(
+                f"text.tokens is {self.tokens} and text.encoder is 'words': at most {MOST_WORDS} words have a place, "
+                f"text.tokens = {MOST_WORDS} would do"
+            )
         for name in ("path", "cache"):
             if getattr(self, name) and self.encoder in ("none", "words"):
                 raise ValueError(
