@@ -109,7 +109,10 @@ def encode_source(
                     done[file] = shard._asdict() | _facts(records)
                     write_json(work / f"{file}.json", done[file], work)
                     made += 1
-        write_json(out / META, _meta(vae, plan, [done[file] for file in files]), work)
+        meta = _meta(vae, plan, [done[file] for file in files])
+        if (body := getattr(source, "body", None)) is not None:
+            meta["body"] = body.to_meta()
+        write_json(out / META, meta, work)
         shutil.rmtree(work)
     return read_meta(out), made
 

@@ -56,7 +56,9 @@ CLASHES = [
     ({"model.classes": 3, "data.classes": 0}, "model.classes labels", {"model.classes": 0}),
     ({"model.action": 3}, "model.action data", {"model.action": 2}),
     ({"model.action": 3, "data.action_dim": 0}, "model.action data", {"model.action": 0}),
-    # What is seen of the past.
+    # What is seen of the past, and what is not.
+    (WINDOW | {"layout.kind": "full", "data.shortest": 8}, "data.shortest layout.kind", {"data.shortest": 0}),
+    ({"layout.reference": 1, "data.shortest": 8}, "data.shortest layout.reference", {"data.shortest": 0}),
     (WINDOW | {"data.frames": 3} | TOGETHER, "cache.kind data.frames", {"data.frames": 4}),
     (WINDOW | {"layout.block": 4, "layout.first": 2, "data.frames": 10} | TOGETHER, "cache.kind data.frames",
      {"data.frames": 14}),

@@ -20,6 +20,8 @@ def clip_shapes(config: Config) -> dict:
         shape, words = (config.text.tokens,), taker.vocabulary
         spec["text"] = type(video)(shape if words else (*shape, taker.text), np.int32 if words else np.float32)
         spec["text_mask"] = type(video)(shape, np.bool_)
+        if config.trains == "motion_text":
+            spec["caption"] = type(video)((), np.int32)
     if config.trains != "transformer" or config.vae.form == "none" or config.data.source == "latents":
         return spec
     spec["video"] = type(video)(_latent_shape(config, video.shape), video.dtype)

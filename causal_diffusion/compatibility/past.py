@@ -8,6 +8,13 @@ from causal_diffusion.compatibility.refusal import refuse
 def check_past(config):
     """Can the past be kept as the cache keeps it?"""
     layout, cache, model, levels = config.layout, config.cache, config.model, config.levels
+    shortest = config.data.shortest
+    for name, clash in (("kind", not layout.cacheable), ("reference", layout.reference)):
+        if shortest and clash:
+            refuse(
+                f"data.shortest is {shortest} and layout.{name} is {getattr(layout, name)!r}: frames of a clip would "
+                "see what pads it; data.shortest = 0 would do"
+            )
     if cache.kind == "kv" and not layout.cacheable:
         refuse(
             f"cache.kind is 'kv' and layout.kind is {layout.kind!r}: later frames change what was computed of earlier "

@@ -5,6 +5,15 @@ import numpy as np
 from causal_diffusion.errors import UserError
 
 
+def captions_of(source) -> list[str]:
+    """The captions of a source, one per element. UserError: it has none."""
+    captions = getattr(source, "captions", None)
+    if captions is None or len(captions) != len(source) or not any(captions):
+        raise UserError(f"text.encoder reads captions, and {type(source).__name__} has none: text.encoder = 'none' "
+                        "would do")  # fmt: skip
+    return captions
+
+
 class Captioned:
     """``source`` with 'text' and 'text_mask' in every element.
 
@@ -21,10 +30,7 @@ class Captioned:
     """
 
     def __init__(self, source, encode, numbered: bool = False):
-        captions = getattr(source, "captions", None)
-        if captions is None or len(captions) != len(source):
-            raise UserError(f"text.encoder reads captions, and {type(source).__name__} has none: text.encoder = 'none' "
-                            "would do")  # fmt: skip
+        captions = captions_of(source)
         self.source, self._numbered = source, numbered
         known = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         self._row = np.array([known[caption] for caption in captions])

@@ -25,6 +25,7 @@ import numpy as np
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.record_shards import Records, Shard, check_shards
 from causal_diffusion.errors import UserError
+from causal_diffusion.motion.body import Body
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Latents:
     have their 'length'. An action is the mean over the frames that a latent stands for.
 
     Attributes: ``captions``, one string per element; ``mean`` and ``std`` of each channel, by which elements are
-    normalised; ``fingerprint`` and ``vae_config`` (a dict) of the autoencoder; ``meta``, all that is known of the set.
+    normalised; ``body``, what the frames behind latents of motion mean, else None; ``fingerprint`` and ``vae_config``
+    (a dict) of the autoencoder; ``meta``, all that is known of the set.
 
     Raises:
         UserError: the folder is missing, unfinished or damaged, or is not what the data section states.
@@ -61,6 +63,7 @@ class Latents:
             raise UserError(f"{self._folder} was made by another VAE ({own}) than the training split in "
                             f"{root / 'train'} ({other}): encode both with one")
         self.mean, self.std = tuple(train["mean"]), tuple(train["std"])
+        self.body = Body.of_meta(self.meta.get("body"))
         shards = [Shard(*(shard[key] for key in Shard._fields)) for shard in self.meta["shards"]]
         again = f"run `{COMMAND} --out={root} --split={split}` again as it was made, and it makes that shard again"
         check_shards(self._folder, shards, again, CHECKED)
@@ -96,7 +99,8 @@ class Latents:
         if self._config.classes:
             element["label"] = np.asarray(record["label"], np.int32)
         if self._config.action_dim:
-            element["action"] = _per_latent(record["action"], self.meta["geometry"])[window]
+            action = _per_latent(record["action"], self.meta["geometry"])[window]
+            element["action"] = np.pad(action, ((0, len(element["video"]) - len(action)), (0, 0)))
         for key in ("text", "text_mask"):
             if key in record:
                 element[key] = record[key].copy()

@@ -52,6 +52,11 @@ class Geometry(NamedTuple):
             )
         return first + (frames - first) // self.time
 
+    def whole_latents(self, frames: Array) -> Array:
+        """How many latents the first ``frames`` frames of a longer clip fill; works on arrays."""
+        first = int(self.apart)
+        return first + (frames - first) // self.time
+
     def frames(self, latents: int, start: bool = True) -> int:
         """How many frames ``latents`` latents stand for, at the start of a clip or later."""
         return self.time * latents - (self.time - 1 if self.apart and start and latents else 0)

@@ -180,19 +180,24 @@ class Pipeline:
     def compose(self, prompts, seed: int = 0, batch: int = 1, context=None) -> np.ndarray:
         """One clip under prompts that change: [(prompt, frames), ...] -> float32 [B, sum of frames, *space, C].
 
-        A prompt holds from the first block that enters after the frames before it, so that what is in flight moves
-        over to it without a seam; each counts in decoded frames.
+        Blocks in flight at a change are denoised beside each other, each under its own prompt, so that there is no
+        seam. A block's prompt is that of its first frame, in decoded frames; the blocks that a stream begins with all
+        have the first one.
         """
         if not prompts or any(frames < 1 for _, frames in prompts):
             raise UserError(f"prompts is {prompts!r}; it is a list of (prompt, frames) with at least 1 frame each")
-        session, parts, due = self.stream(seed, batch, {"text": prompts[0][0]}, context), [], 0
-        for i, (prompt, frames) in enumerate(prompts):
-            if i:
-                session.update({"text": prompt})
-            due += frames
-            while sum(part.shape[1] for part in parts) < due:
-                parts.append(session.next())
-        return np.concatenate(parts, axis=1)[:, :due]
+        ends = np.cumsum([frames for _, frames in prompts])
+        session, now, parts, made = self.stream(seed, batch, {"text": prompts[0][0]}, context), 0, [], 0
+        time = 1 if self.codec is None else self.codec.geometry.time
+        while made < ends[-1]:
+            entering = made + (self.rollout.waiting - session.void) * time
+            wanted = int(np.searchsorted(ends[:-1], entering, side="right"))
+            if wanted != now:
+                session.update({"text": prompts[wanted][0]})
+                now = wanted
+            parts.append(session.next())
+            made += parts[-1].shape[1]
+        return np.concatenate(parts, axis=1)[:, : ends[-1]]
 
     def positions(self, frames) -> np.ndarray:
         """Frames of motion [..., T, C] -> joints in the world, [..., T, J, 3] in metres, y up, from over the origin.

@@ -30,12 +30,13 @@ SAMPLES_SHOWN = 4
 
 
 class HeldOut(NamedTuple):
-    """Held-out clips [B, context + known, ...] with their conditions, and how many frames are streamed."""
+    """Held-out clips [B, context + known, ...] with their conditions, how many frames are streamed, and captions."""
 
     video: np.ndarray
     condition: dict
     context: int
     frames: int
+    captions: tuple[str, ...] = ()
 
     @property
     def future(self) -> np.ndarray:
@@ -61,7 +62,16 @@ def held_out(config: Config, source=None, codec: Codec | None = None, dress=None
         )
     source = source or _held_out_source(config, context + frames if codec is None else codec.geometry.frames(
         context + frames))
-    stacked = draw(source if dress is None else dress(source), clips)
+    dressed, chosen = source if dress is None else dress(source), drawn(source, clips)
+    stacked = draw(dressed, clips)
+    if "length" in stacked:  # of padded clips only whole ones can be streamed on from
+        whole = stacked.pop("length") >= stacked["video"].shape[1]
+        if not whole.any():
+            raise UserError(
+                f"no held-out clip has all of its {stacked['video'].shape[1]} frames: evaluate.clips = 0 would do"
+            )
+        stacked = {name: value[whole] for name, value in stacked.items()}
+        chosen = [i for i, is_whole in zip(chosen, whole, strict=True) if is_whole]
     _check_held_out(config, stacked)
     if codec is not None:
         stacked["video"] = np.asarray(codec.encode(stacked["video"]))
@@ -70,7 +80,9 @@ def held_out(config: Config, source=None, codec: Codec | None = None, dress=None
         condition["context_action"] = stacked["action"][:, :context]
         condition["action"] = stacked["action"][:, context:]
     condition |= {name: stacked[name] for name in ("label", "text", "text_mask") if name in stacked}
-    return HeldOut(stacked["video"], condition, context, frames)
+    captions = getattr(source, "captions", None)
+    captions = tuple(captions[i] for i in chosen) if captions else ()
+    return HeldOut(stacked["video"], condition, context, frames, captions)
 
 
 def drawn(source, clips: int) -> list[int]:
@@ -237,7 +249,7 @@ def _check_held_out(config, stacked):
 def _held_out_source(config, frames):
     """The held-out split with clips of ``frames`` frames, or as long as they are for training if none is longer."""
     try:
-        return make_source(dataclasses.replace(config.data, frames=frames), "test")
+        return make_source(dataclasses.replace(config.data, frames=frames, shortest=0), "test")
     except UserError:  # the stream then goes on past what is known
         return make_source(config.data, "test")
 

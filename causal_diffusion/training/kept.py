@@ -6,6 +6,7 @@ import platform
 import jax
 
 from causal_diffusion import config as configs
+from causal_diffusion.data.captioned import captions_of
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.text.words import Words
@@ -34,7 +35,7 @@ def open_text(config, vocabulary: int, workdir, source):
     folder = workdir / TEXT
     if folder.is_dir():
         return open_text_encoder(config.text, folder)
-    words = Words.of(getattr(source, "captions", ()) or (), tokens=config.text.tokens, most=vocabulary)
+    words = Words.of(captions_of(source), tokens=config.text.tokens, most=vocabulary)
     if jax.process_index() == 0:
         words.save(folder)
     return words

@@ -35,6 +35,7 @@ from causal_diffusion.recipe import Recipe, build
 from causal_diffusion.render.sheet import contact_sheet
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.training import evaluate, evaluate_vae
+from causal_diffusion.training.evaluate_motion import draw_prompts
 from causal_diffusion.training.init_from import init_from
 from causal_diffusion.training.kept import meta_of, open_text, whole
 from causal_diffusion.training.motion_text_run import MotionTextRun
@@ -109,7 +110,7 @@ class TransformerRun:
             return batch
         batch = batch | {"video": self._encode(self._params, batch["video"])}
         if "length" in batch:
-            batch["length"] = batch["length"] // self.codec.geometry.time
+            batch["length"] = self.codec.geometry.whole_latents(batch["length"])
         return batch
 
     def begin(self, state, shardings):
@@ -168,6 +169,8 @@ class TransformerRun:
         if self._clips is None or jax.process_index() != 0:
             return
         result = evaluate.final(self._plain, self._clips, self._workdir / "samples", self.codec)
+        if self.body is not None and self.text is not None and self._clips.captions:
+            result.pictures["prompts"] = draw_prompts(self.product, self._clips.captions, self._workdir / "samples")
         steps = self.recipe.config.train.steps
         for tag, pixels in result.pictures.items():
             logger.image(steps, f"final/{tag}", pixels)
@@ -186,7 +189,6 @@ class AutoencoderRun:
             vae, teacher = load_vae(loss.teacher)
             check_sizes(_encoder_of(vae, recipe.vae), recipe.config.vae, loss.teacher)
             recipe = recipe._replace(teacher=vae)
-        self.recipe = recipe
         judge = None
         if loss.align and loss.features:
             judge = load_motion_text(loss.features)
@@ -195,6 +197,7 @@ class AutoencoderRun:
                 raise UserError(f"vae.{recipe.config.vae.form}.align is {width} and the features in {loss.features} "
                                 f"have {there} numbers: they must be equal, {there} would do")  # fmt: skip
             recipe = recipe._replace(features=features_of(judge, getattr(source, "body", None)))
+        self.recipe = recipe
         frozen = Frozen(
             lpips_weights(loss.lpips) if loss.lpips else None, teacher, None if judge is None else judge.params
         )

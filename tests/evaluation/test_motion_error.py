@@ -44,6 +44,24 @@ def test_means_are_over_frames_of_clips_of_any_length():
         assert first.sum() != second.sum()
 
 
+def test_other_numbers_are_told_by_their_own_decode():
+    """Of two joints in one number: a body of that height, and the same one step along."""
+
+    def decode(x):
+        local = np.zeros((len(x), 2, 3))
+        local[:, 1, 1] = x[:, 0]
+        return local, local + np.arange(len(x))[:, None, None] * x[-1, 0]
+
+    a, b = np.full((3, 1), 1.0), np.array([[1.0], [1.5], [1.2]])
+    error = motion_error.joint_error(b, a, decode)
+    np.testing.assert_allclose(error.local, [0, 250, 100])
+    (own, world), (other, elsewhere) = decode(b), decode(a)
+    np.testing.assert_allclose(error.world, motion_error.distance(world, elsewhere))
+    np.testing.assert_allclose(error.local, motion_error.distance(own, other))
+    mean = motion_error.mean_joint_error([(b, a), (a, a)], decode)
+    assert mean.local == pytest.approx(350 / 6) and mean.world == pytest.approx(error.world.sum() / 6)
+
+
 @pytest.mark.parametrize("time", [1, 3])
 def test_pca_is_that_of_the_singular_values(time):
     rng = np.random.default_rng(0)

@@ -166,6 +166,12 @@ SYSTEMS = {
         "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
         "process.predict": "x0", "schedule.steps": 2, "schedule.first_steps": 4, "solver.kind": "ddpm",
     },
+    # MotionStreamer: a query in the place of every noisy token, and a network of its own that denoises it.
+    "per_token": CONDITIONS | {
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "model.head": "diffusion", "model.head_width": 12, "model.head_depth": 2, "process.path": "vp_cosine",
+        "process.predict": "v", "schedule.steps": 3,
+    },
     # Policies: what follows is approximate, and `replay.py` says what it should be.
     # LongLive, endless: all that is kept closes up.
     "slot": MOVING | {"cache.positions": "slot"},

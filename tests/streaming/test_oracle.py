@@ -11,7 +11,7 @@ WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothin
 NAMES = (
     "teacher", "pyramid", "rolling", "causal", "uneven", "window", "chunk", "trapezoid", "interleaved", "prefix",
     "partial", "axial", "registers", "unmodulated", "ranges", "refine", "real_time", "fractional", "three_way",
-    "temporal", "one_past", "first",
+    "temporal", "one_past", "first", "per_token",
 )  # fmt: skip
 
 

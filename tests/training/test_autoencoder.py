@@ -131,18 +131,24 @@ def test_the_parts_add_up_and_every_parameter_learns(overrides):
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
     """w_g |d L_adv / dW| = gan |d fit / dW|, and each network gets the gradient of its own loss alone."""
-    config = override(VIDEO, {"reconstruction.gan": 0.5, "reconstruction.gan_width": 4})
+    config = override(
+        VIDEO, {"reconstruction.gan": 0.5, "reconstruction.gan_width": 4, "reconstruction.gan_start": 5}
+    )
     recipe = build_autoencoder(config)
     params, batch, key = params_of(recipe), batch_of(config), jax.random.key(0)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
 
-    def only(name):
-        return jax.jit(jax.grad(lambda p: parts(recipe, p, batch, keys)[0][name]))(params)
+    @jax.jit
+    def alone(params):
+        names = ("fit", "adversarial", "discriminator")
+        return [jax.grad(lambda p, n=n: parts(recipe, p, batch, keys)[0][n])(params) for n in names]
 
-    fit, adversarial, discriminator = (only(n) for n in ("fit", "adversarial", "discriminator"))
-    grads, metrics = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, key, 0)
+    fit, adversarial, discriminator = alone(params)
+    gradients = jax.jit(functools.partial(autoencoder_gradients, recipe))
+    grads, metrics = gradients(params, batch, key, 5)
     end = functools.partial(functools.reduce, lambda tree, name: tree[name], recipe.vae.network.decoder_end)
     weight = 0.5 * norm(end(fit["vae"])) / (norm(end(adversarial["vae"])) + 1e-4)
     np.testing.assert_allclose(metrics["adversarial_weight"], weight, rtol=1e-4)
@@ -151,9 +157,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7),
         grads["discriminator"], discriminator["discriminator"],
     )  # fmt: skip
-    late = override(config, {"reconstruction.gan_start": 5})
-    _, metrics = jax.jit(functools.partial(autoencoder_gradients, build_autoencoder(late)))(params, batch, key, 4)
-    assert metrics["adversarial_weight"] == 0.0
+    assert gradients(params, batch, key, 4)[1]["adversarial_weight"] == 0.0
 
 
 def test_alignment_fades_and_is_balanced_at_the_encoders_end():
@@ -167,7 +171,9 @@ def test_alignment_fades_and_is_balanced_at_the_encoders_end():
     assert all(norm(leaf) > 0 for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("config", [VIDEO, MOTION], ids=["video", "motion"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(VIDEO, marks=pytest.mark.full), MOTION], ids=["video", "motion"]
+)
 def test_one_device_computes_what_eight_do(config):
     """Per leaf: |d| <= 1e-5 (|g_leaf| + 1e-3 |g_all|), parameters split over fsdp included."""
     recipe = build_autoencoder(config)

@@ -20,8 +20,6 @@ is then replaced by these predictions, and the second pass is scored (the two fo
 2025, arXiv 2503.15451).
 """
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -82,8 +80,8 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
     at, near = np.tile(frame, copies), np.tile(own, copies)
     drawn = per_copy(0, lambda k: levels.sample(k, n - far))
     t, context, scored = (a[..., layout.block_of(own) - far].reshape(B, copies * F) for a in drawn)
-    if "length" in batch:  # what pads a short clip is not scored
-        scored = scored & (at < batch["length"][:, None])
+    if "length" in batch:  # what pads a short clip is not scored, nor is a block that has some of it
+        scored = scored & (at < layout.whole(batch["length"])[:, None])
     t = jnp.where(context & (at < layout.sinks - layout.pad), 0.0, t)  # sinks are shown clean, as a stream shows them
     x0 = video[:, at]
     eps = per_copy(1, lambda k: jax.random.normal(k, (F, *x0.shape[2:]))).reshape(x0.shape)
@@ -123,11 +121,14 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
         past = np.arange(T - b)
         level = layout.by_frame(per_sample(3, lambda k: levels.sample_context(k, n - 1)), len(past))
         level = jnp.where(past < layout.sinks - layout.pad, 0.0, level)
-        clean = video[:, past]
-        if levels.context:
-            noise = per_sample(4, lambda k: jax.random.normal(k, clean.shape[1:]))
-            clean = process.show(clean, noise, level, levels.context_data)
-        streams["clean"] = clean_stream(clean, level, past)
+
+        def clean_past(data):
+            if levels.context:
+                noise = per_sample(4, lambda k: jax.random.normal(k, data.shape[1:]))
+                data = process.show(data, noise, level, levels.context_data)
+            return clean_stream(data, level, past)
+
+        streams["clean"] = clean_past(video[:, past])
     streams["noisy"] = stream(noisy, t, context, at, near)
     if layout.reference:
         streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
@@ -137,12 +138,11 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
         first, _ = recipe.model.apply(
             {"params": jax.lax.stop_gradient(params)}, streams, condition, mask, prefix_mask=prefix_mask
         )
-        guess = jax.lax.stop_gradient(process.to_x0(first["noisy"], x_t, t))[:, : T - b]
+        guess = jax.lax.stop_gradient(process.clipped_x0(process.split(first["noisy"])[0], x_t, t))
         share = _share(recipe.config.train, step)
-        own = per_sample(3, lambda k: jax.random.uniform(jax.random.fold_in(k, 1), (T - b,)) < share)
-        clean = streams["clean"]
-        own = own.reshape(*own.shape, *(1,) * (clean.x.ndim - 2))
-        streams["clean"] = dataclasses.replace(clean, x=jnp.where(own, guess, clean.x))
+        taken = per_sample(3, lambda k: jax.random.uniform(jax.random.fold_in(k, 1), past.shape) < share)
+        taken = taken.reshape(*taken.shape, *(1,) * (video.ndim - 2))
+        streams["clean"] = clean_past(jnp.where(taken, guess[:, past], video[:, past]))
     out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
     # One row per noisy copy: some weights look along the sequence.
     rows = [a.reshape(B * copies, F, *a.shape[2:]) for a in (out["noisy"], x0, eps, x_t, t, scored)]

@@ -1,0 +1,271 @@
+"""Text-to-motion systems on held-out motion capture: do motions fit their captions, and how well do they move?
+
+    python benchmarks/motion.py --data=motion --judge=runs/motion_text --out=runs/motion --system cmdm=runs/cmdm
+        --system "cmdm, K 12 U 4=runs/cmdm:schedule.steps=12,schedule.stride=4" --system flooddiffusion=runs/flood
+
+The judge (configs/motion_text.py) is trained on the training files; what it scores are motions for the captions of
+the held-out files, and the held-out clips themselves beside them. Every system makes one motion per held-out clip, of
+its caption and length, and prints
+
+    R-precision   top 1, 2, 3 in pools of 32 different captions: of all, and of captions whose pair of content and style
+                  the system was not trained on
+    FID, KID      of the judge's 64 numbers per clip; progress: 0 at the ceiling (a Gaussian fitted to training clips
+                  of 64 frames, whole), 1 at the floor (training clips against held-out ones)
+    hands         'raises the left / right hand' obeyed: which wrist rises higher (evaluation.motion.higher_wrist)
+    speed         mean ground speed of walks and runs over that of the data
+    jerk          peak jerk around changes of the prompt over that of as many windows of real clips
+    skating, bones   share of frames in which a planted foot slides; standard deviation of bone lengths
+    latency       look-ahead, wall time to the first block and frames a second of a stream of one
+
+``motion.json`` in --out holds the numbers; strips of generated motions lie beside it.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from causal_diffusion.data.motion_clips import MotionClips
+from causal_diffusion.evaluation import distributions
+from causal_diffusion.evaluation import motion as metrics
+from causal_diffusion.evaluation.motion_smoothness import foot_skating
+from causal_diffusion.motion_text import load_motion_text
+from causal_diffusion.render.files import write_png
+from causal_diffusion.render.motion import sheet
+from causal_diffusion.streaming.pipeline import Pipeline
+
+BATCH = 64  # motions made at once
+FRAMES = 128  # of the longest
+WINDOW = 64  # frames of the clips that the Gaussian is fitted to
+JOIN = 40  # frames around a change of the prompt
+HANDS = {"left": "raise-up-left-hand", "right": "raise-up-right-hand"}
+MOVES = ("walk", "run")
+
+
+class HeldOut:
+    """The clips that are scored, and what of them does not depend on a system."""
+
+    def __init__(self, judge, folder, data):
+        data = dataclasses.replace(data, path=str(folder), mirror=False)
+        train, test = MotionClips(data, "train"), MotionClips(data, "test")
+        self.judge, self.body, self.unseen = judge, test.body, set(train.unseen)
+        chosen = [i for i in range(test.clips) if len(test.clip(i)) >= data.shortest]
+        self.clips = [test.clip(i)[: min(FRAMES, len(test.clip(i)) // 4 * 4)] for i in chosen]
+        self.captions = [test.clip_captions[i] for i in chosen]
+        self.kinds = [test.clip_kinds[i] for i in chosen]
+        self.text = judge.embed_captions(self.captions)
+        self.real = judge.embed_motions(self.clips, self.body)
+        windows = [train.clip(i)[:WINDOW] for i in range(train.clips) if len(train.clip(i)) >= WINDOW]
+        every = [train.clip(i)[:FRAMES] for i in range(train.clips) if len(train.clip(i)) >= data.shortest]
+        self.train = judge.embed_motions(every, self.body)
+        fitted = distributions.gaussian_fit(np.stack(windows), len(self.clips))
+        self.ceiling = distributions.frechet_distance(judge.embed_motions(list(fitted), self.body), self.real)
+        self.floor = distributions.fid_floor(self.train, self.real)
+        self.all = [(train.clip(i), train.clip_kinds[i]) for i in range(train.clips)] + [
+            (test.clip(i), test.clip_kinds[i]) for i in range(test.clips)
+        ]
+
+    def world(self, clip):
+        """Joints of a clip, [T, J, 3] metres."""
+        return np.asarray(self.body.positions(np.asarray(clip))[0], np.float64)
+
+    def speeds(self):
+        """m/s: mean ground speed of the data by content."""
+        return {
+            move: float(np.mean([self.speed(clip) for clip, kind in self.all if kind.split(", ")[0] == move]))
+            for move in MOVES
+        }
+
+    def speed(self, clip):
+        """Mean ground speed of one clip, m/s."""
+        return metrics.speed(self.world(clip)[:, 0], self.body.fps)
+
+    def quality(self, clips):
+        """Skating and bones of clips."""
+        skeleton, ratios, bones = self.body.skeleton, [], []
+        toes = [skeleton.roles["left_toe"], skeleton.roles["right_toe"]]
+        for clip in clips:
+            world = self.world(clip)
+            ratios.append(foot_skating(world, toes, self.body.fps).ratio)
+            lengths = np.asarray(skeleton.bone_lengths(world))
+            bones.append(lengths.std(axis=0) / lengths.mean(axis=0))
+        return {"skating": float(np.mean(ratios)), "bones": float(np.mean(bones))}
+
+
+def precision(held_out, motions, text, captions, repeats=10):
+    """R-precision in pools of 32 different captions, mean and interval over how the pools are dealt."""
+    return metrics.repeat(lambda seed: metrics.r_precision(text, motions, captions=captions, seed=seed), repeats)
+
+
+def make(pipe, captions, lengths, seed):
+    """A motion for each caption, [T_i, C] frames."""
+    out = []
+    for at in range(0, len(captions), BATCH):
+        part = list(captions[at : at + BATCH])
+        filled = part + [part[0]] * (BATCH - len(part))
+        clips = pipe.generate(seed + at, FRAMES, BATCH, {"text": filled})
+        out += [np.asarray(clip[:n]) for clip, n in zip(clips, lengths[at : at + BATCH], strict=False)]
+    return out
+
+
+def of_content(held_out, content, count):
+    """``count`` captions of a content, in all its styles."""
+    captions = sorted({c for c, kind in zip(held_out.captions, held_out.kinds, strict=True)
+                       if kind.split(", ")[0] == content})  # fmt: skip
+    return [captions[i % len(captions)] for i in range(count)]
+
+
+def score(pipe, held_out, seed=0, joins=32):
+    """All numbers of one system but the latency."""
+    lengths = [len(clip) for clip in held_out.clips]
+    clips = make(pipe, held_out.captions, lengths, seed)
+    made = held_out.judge.embed_motions(clips, pipe.body)
+    out = {"R-precision": precision(held_out, made, held_out.text, held_out.captions)}
+    new = [i for i, kind in enumerate(held_out.kinds) if kind in held_out.unseen]
+    seen = [i for i in range(len(made)) if i not in set(new)]
+    for name, rows in (("unseen", new), ("seen", seen)):
+        captions = [held_out.captions[i] for i in rows]
+        if len(set(captions)) >= metrics.POOL:
+            out[f"R-precision, {name}"] = precision(held_out, made[rows], held_out.text[rows], captions)
+    out["MM-Dist"] = metrics.matching_distance(held_out.text, made)
+    out["FID"] = distributions.frechet_distance(made, held_out.real)
+    out["KID"] = distributions.kernel_distance(made, held_out.real)
+    out["progress"] = distributions.fid_progress(out["FID"], held_out.floor, held_out.ceiling)
+    out["diversity"] = distributions.diversity(made, min(300, len(made)))
+    out |= held_out.quality(clips)
+    obeyed = {}
+    for side, content in HANDS.items():
+        hands = make(pipe, of_content(held_out, content, 48), [FRAMES] * 48, seed + 1000)
+        sides = [metrics.higher_wrist(held_out.world(clip), held_out.body.skeleton) for clip in hands]
+        obeyed[side] = float(np.mean([found == side for found in sides]))
+    out["hands"] = obeyed
+    data, out["speed"] = held_out.speeds(), {}
+    for move in MOVES:
+        moves = make(pipe, of_content(held_out, move, 48), [FRAMES] * 48, seed + 2000)
+        mean = float(np.mean([held_out.speed(clip) for clip in moves]))
+        out["speed"][move] = {"made": mean, "data": data[move], "ratio": mean / data[move]}
+    out["joins"] = compositions(pipe, held_out, joins, seed)
+    return out, clips
+
+
+def compositions(pipe, held_out, count, seed, segment=80, prompts=4):
+    """Long motions whose prompts change: transitions and sub-sequences."""
+    rng, captions = np.random.default_rng(seed), sorted(set(held_out.captions))
+    time_, waiting = pipe.codec.geometry.time, pipe.rollout.waiting
+    first = max(segment, waiting * time_ + segment // 2)  # what a stream begins with has the first prompt
+    motions, boundaries, said = [], [], []
+    for i in range(count // prompts):
+        chosen = [captions[j] for j in rng.choice(len(captions), prompts, replace=False)]
+        frames = [first, *[segment] * (prompts - 1)]
+        clip = pipe.compose(list(zip(chosen, frames, strict=True)), seed + i)[0]
+        motions.append(clip)
+        boundaries.append(np.cumsum(frames)[:-1].tolist())
+        said += chosen
+    found = metrics.composition(
+        motions, boundaries, lambda clips: held_out.judge.embed_motions(clips, pipe.body), held_out.world,
+        [clip for clip in held_out.clips if len(clip) >= JOIN], JOIN,
+    )  # fmt: skip
+    found["peak jerk ratio"] = found["transition peak jerk"] / found["real peak jerk"]
+    return {name: float(value) for name, value in found.items()}
+
+
+def latency(pipe, blocks=100):
+    """Of a stream of one sample that is compiled: time to its first block, frames a second, frames of look-ahead."""
+    def begin():
+        start = time.perf_counter()
+        stream = pipe.stream(seed=0, cond={"text": "a person walks forward"})
+        stream.next()
+        return stream, time.perf_counter() - start
+
+    begin()
+    stream, first = begin()
+    start = time.perf_counter()
+    frames = sum(stream.next().shape[1] for _ in range(blocks))
+    ahead = pipe.rollout.waiting * pipe.codec.geometry.time
+    return {"first block, s": first, "frames a second": frames / (time.perf_counter() - start),
+            "prompt shows after, s": ahead / pipe.body.fps}  # fmt: skip
+
+
+def real_numbers(held_out):
+    """What the held-out clips themselves score."""
+    out = {"R-precision": precision(held_out, held_out.real, held_out.text, held_out.captions)}
+    new = [i for i, kind in enumerate(held_out.kinds) if kind in held_out.unseen]
+    captions = [held_out.captions[i] for i in new]
+    if len(set(captions)) >= metrics.POOL:
+        out["R-precision, unseen"] = precision(held_out, held_out.real[new], held_out.text[new], captions)
+    out["MM-Dist"] = metrics.matching_distance(held_out.text, held_out.real)
+    out["FID floor"], out["FID ceiling"] = held_out.floor, held_out.ceiling
+    return out | held_out.quality(held_out.clips)
+
+
+def plain(value):
+    """For JSON: intervals and arrays as lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, metrics.Interval):
+        return {"mean": plain(value.mean), "half": plain(value.half)}
+    return np.asarray(value).tolist()
+
+
+def table(results) -> str:
+    """The numbers of all systems in Markdown."""
+    head = ("system", "R@1", "R@2", "R@3", "R@3 unseen", "FID", "progress", "left / right hand", "walk / run speed",
+            "jerk at joins", "skating", "bones", "prompt shows after", "frames/s")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, r in results.items():
+        top = r["R-precision"]["mean"]
+        new = r.get("R-precision, unseen")
+        cells = [name, *(f"{x:.3f}" for x in top), f"{new['mean'][2]:.3f}" if new else ""]
+        if "FID" in r:
+            cells += [f"{r['FID']:.4f}", f"{r['progress']:.3f}", " / ".join(f"{x:.0%}" for x in r["hands"].values())]
+            cells += [" / ".join(f"{m['ratio']:.2f}" for m in r["speed"].values()),
+                      f"{r['joins']['peak jerk ratio']:.2f}"]  # fmt: skip
+        else:
+            cells += [f"{r['FID floor']:.4f} to {r['FID ceiling']:.4f}", "", "", "", ""]
+        cells += [f"{r['skating']:.3f}", f"{r['bones']:.3f}"]
+        cells += [f"{r['prompt shows after, s']:.1f} s", f"{r['frames a second']:.0f}"] if "FID" in r else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def opened(text):
+    """'name=run:key=value,...' -> (name, pipeline)."""
+    name, _, rest = text.partition("=")
+    run, _, overrides = rest.partition(":")
+    return name, Pipeline.from_checkpoint(run, overrides=[o for o in overrides.split(",") if o])
+
+
+def main():
+    """Scores each system and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of motion clips")
+    parser.add_argument("--judge", type=Path, required=True, help="run of configs/motion_text.py")
+    parser.add_argument("--system", action="append", required=True, help="name=run[:key=value,...]")
+    parser.add_argument("--out", type=Path, default=Path("runs/motion"))
+    args = parser.parse_args()
+    judge, file = load_motion_text(args.judge), args.out / "motion.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    held_out = None
+    for text in args.system:
+        name, pipe = opened(text)
+        if held_out is None:
+            held_out = HeldOut(judge, args.data, pipe.config.data)
+            results["held-out clips"] = plain(real_numbers(held_out))
+        numbers, clips = score(pipe, held_out)
+        results[name] = plain(numbers | latency(pipe))
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        shown = np.random.default_rng(0).permutation(len(clips))[:6]
+        picture = sheet(
+            [(held_out.captions[i], held_out.world(clips[i])) for i in shown], held_out.body.parents,
+            names=held_out.body.names, fps=held_out.body.fps,
+        )  # fmt: skip
+        write_png(args.out / f"{''.join(c if c.isalnum() else '_' for c in name)}.png", picture)
+        print(table(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
