@@ -34,25 +34,32 @@ FAMILY = (  # published systems: full size is for accelerators, 'tiny' learns mo
     "far_long", "knot_forcing", "longlive", "magi1", "nfd", "rolling_forcing", "self_forcing", "skyreels_v2",
     "streaming_tsdiff", "vid_gpt",
 )  # fmt: skip
+MOTION = ("cmdm", "flooddiffusion", "motionstreamer")  # text to motion: 'tiny' learns motion capture in an hour
 APPROXIMATE = {"deep_forcing", "knot_forcing", "longlive", "rolling_forcing"}  # kept frames move; the others are exact
-VARIANTS = dict.fromkeys(FAMILY, ("", "tiny")) | {"quickstart": ("", "tiny"), "video_folder": ("", "gpu", "tiny")}
+VARIANTS = dict.fromkeys(FAMILY + MOTION, ("", "tiny")) | {
+    "cmdm": ("", "stream", "stream_tiny", "tiny"), "quickstart": ("", "tiny"), "video_folder": ("", "gpu", "tiny"),
+}  # fmt: skip
 # What a tiny variant may change: sizes, steps, batch and data.
 SIZES = {
     "model.width", "model.heads", "model.depth", "model.mlp", "model.registers", "layout.block", "layout.window",
     "model.period", "levels.known", "schedule.chunk", "schedule.in_flight", "mesh.fsdp", "layout.sinks",
-    "layout.coarse", "cache.budget", "cache.recent",
+    "layout.coarse", "cache.budget", "cache.recent", "model.head_width", "model.head_depth", "vae.motion.latent",
+    "vae.motion.width", "vae.motion.align",
 }  # fmt: skip
 STEPS = {
     "train.steps", "train.warmup", "train.lr", "train.ema", "schedule.steps", "schedule.step_times", "schedule.stride",
     "schedule.guess", "log.every", "log.evaluate", "log.checkpoint", "evaluate.clips", "evaluate.context",
-    "evaluate.frames",
+    "evaluate.frames", "train.weight_decay", "guidance.scale",
 }  # fmt: skip
 BATCH = {"train.batch"}
 DATA = {
     "data.source", "data.frames", "data.height", "data.width", "data.channels", "data.classes", "data.action_dim",
     "model.channels", "model.patch", "model.classes", "model.action", "model.text",
     "process.clip",  # the range of the data
+    "data.fps", "data.stride", "data.shortest", "data.representation", "data.mirror", "data.unseen", "data.path",
+    "vae.motion.channels", "text.encoder", "text.path", "text.tokens", "model.vocabulary",
 }  # fmt: skip
+OWN = {"motionstreamer": {"process.path", "process.predict", "train.own_past"}}  # its docstring says why
 ALL = [f"{name}:{variant}" if variant else name for name in NAMES for variant in VARIANTS[name]]
 
 
@@ -93,7 +100,8 @@ def test_it_builds_and_survives_a_round_trip(name):
     assert build(recipe.config).config == recipe.config
     context, layout = recipe.config.evaluate.context, recipe.layout
     assert 0 < context < recipe.frames and (context + layout.pad) % layout.block == 0
-    assert recipe.config.evaluate.frames + context > recipe.frames  # it is streamed past its training length
+    if recipe.config.name not in MOTION:  # their streams are measured by themselves
+        assert recipe.config.evaluate.frames + context > recipe.frames  # it is streamed past its training length
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +109,13 @@ def test_tiny_changes_sizes_steps_batch_and_data_only(name):
     full, tiny = (freeze(load_config(n)) for n in (name, f"{name}:tiny"))
     identity, elastic = differences(full, tiny)
     changed = {**identity, **elastic}
-    assert {"model.width", "train.steps"} <= set(changed) <= SIZES | STEPS | BATCH | DATA
+    assert {"model.width", "train.steps"} <= set(changed) <= SIZES | STEPS | BATCH | DATA | OWN.get(name, set())
+    assert OWN.get(name, set()) <= set(changed)
+    if name in MOTION:
+        assert tiny.data.source == "motion_clips" and tiny.data.frames == 128 and tiny.model.width <= 192
+        assert tiny.text.encoder == "words" and tiny.vae.motion == freeze(load_config("motion_vae:text")).vae.motion
+        assert (full.schedule.view().in_flight == 1) == (tiny.schedule.view().in_flight == 1)
+        return
     if name in FAMILY:
         assert tiny.data.source == "moving_digits" and tiny.data.frames <= 16 and tiny.model.width <= 192
         assert tiny.model.classes == 10 and (tiny.process.clip in (full.process.clip, 1.0))  # pixels lie in [-1, 1]
@@ -118,7 +132,7 @@ def test_every_key_that_tiny_may_change_is_changed_somewhere():
     for name in NAMES:
         for part in differences(*(freeze(load_config(n)) for n in (name, f"{name}:tiny"))):
             changed |= set(part)
-    assert changed == SIZES | STEPS | BATCH | DATA
+    assert changed == SIZES | STEPS | BATCH | DATA | set().union(*OWN.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,9 +142,10 @@ def test_its_docstring_says_how_to_run_it_and_what_to_expect(name):
     command = f'cd.train(cd.load_config("{name}"), workdir=' if own else (
         f"python train.py --config=configs/{name}.py --workdir=")
     assert command in text.replace("\n", " ")
-    for word in ("Command:", "Hardware:", "Expected:", *(("'tiny'",) if name in FAMILY else ("Method:",))):
+    published = name in FAMILY + MOTION
+    for word in ("Command:", "Hardware:", "Expected:", *(("'tiny'",) if published else ("Method:",))):
         assert word in text
-    if name in FAMILY:
+    if published:
         assert re.search(r"^Papers?: .*arXiv \d{4}\.\d{5}", text, re.M | re.S)
         for choice in ("layout", "process", "levels", "schedule", "guidance", "cache"):
             assert re.search(rf"^  {choice}  +\S", text, re.M), choice
@@ -139,7 +154,7 @@ def test_its_docstring_says_how_to_run_it_and_what_to_expect(name):
         load_config(f"{name}:tinny")
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", FAMILY + MOTION)
 def test_the_full_size_is_counted_without_being_made(name):
     """From shapes alone; the figure that a docstring gives is that of the network."""
     before = {id(a) for a in jax.live_arrays()}
@@ -154,7 +169,24 @@ def test_the_full_size_is_counted_without_being_made(name):
         assert count == int(exact[1].replace(",", ""))
     elif about:
         assert abs(count / 1e6 / int(about[1]) - 1) < 0.015
-    assert count > (5e7 if name != "streaming_tsdiff" else 1e6)
+    assert count > {"streaming_tsdiff": 1e6, "cmdm": 38_697_023}.get(name, 5e7)
+
+
+def test_cmdm_takes_the_published_number_of_sweeps_and_streams_with_three_blocks_in_flight():
+    """K + (N - 1) U rows after the first: 82 for 17 blocks of three latents, 146 for 49 of one latent."""
+    full = build(load_config("cmdm"))
+    assert (full.layout.block, full.frames, full.layout.block_count(full.frames)) == (3, 51, 17)
+    for blocks, sweeps in ((17, 82), (49, 146), (1, 50)):
+        matrix = np.asarray(full.schedule.matrix(blocks))
+        assert matrix.shape == (sweeps + 1, blocks) and (matrix[0] == 50).all() and (matrix[-1] == 0).all()
+    for name in ("cmdm:stream", "cmdm:stream_tiny"):
+        recipe = build(load_config(name))
+        assert recipe.schedule.view().in_flight == 3 and recipe.layout.block == 1
+        running = np.asarray(recipe.schedule.matrix(40))
+        steps = recipe.schedule.steps
+        assert ((running > 0) & (running < steps)).sum(axis=1).max() <= 3
+    identity, elastic = differences(*(freeze(load_config(n)) for n in ("cmdm:tiny", "cmdm:stream_tiny")))
+    assert not identity and set(elastic) == {"schedule.steps", "schedule.stride", "stream.capacity"}  # one checkpoint
 
 
 QUICK = ("quickstart:tiny", "video_folder:tiny")

@@ -13,8 +13,8 @@ from causal_diffusion.recipe import build, parameter_count
 from causal_diffusion.training import loop
 
 VARIANTS = {
-    "cdt": ("", "tiny"), "frame_vae": ("", "tiny"), "motion_vae": ("", "tiny"), "phenaki_tokenizer": ("", "tiny"),
-    "video_vae": ("", "tiny", "fast"),
+    "cdt": ("", "tiny"), "frame_vae": ("", "tiny"), "motion_vae": ("", "tiny", "text"),
+    "phenaki_tokenizer": ("", "tiny"), "video_vae": ("", "tiny", "fast"),
 }  # fmt: skip
 NAMES = sorted(VARIANTS)
 ALL = [f"{name}:{variant}".rstrip(":") for name in NAMES for variant in VARIANTS[name]]

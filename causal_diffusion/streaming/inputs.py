@@ -19,7 +19,8 @@ def parse_condition(
     """A user's ``cond`` -> Condition [B, 1, ...]. Fields left out come from ``base``, or are null.
 
     ``label``: int or [B], -1 for none. ``text``: condition tokens [M, E] or [B, M, E], with ``text_mask`` [M] or
-    [B, M], False at padding. Actions are not part of it, see ``parse_action``.
+    [B, M], False at padding (without it every token counts); or ids of words [M] or [B, M], 0 at padding. Actions are
+    not part of it, see ``parse_action``.
     """
     cond = cond or {}
     takes = {
@@ -58,7 +59,9 @@ def parse_condition(
             )
         text = jnp.broadcast_to(jnp.asarray(given), (batch, *given.shape[-axes:]))[:, None]
         given = cond.get("text_mask")
-        given = np.ones(text.shape[2], bool) if given is None else np.asarray(given, bool)
+        if given is None:
+            given = np.asarray(text[:, 0] != 0) if model.vocabulary else np.ones(text.shape[2], bool)
+        given = np.asarray(given, bool)
         if given.shape not in ((text.shape[2],), (batch, text.shape[2])):
             raise UserError(f"cond['text_mask'] is {_shape(given)}; it has one entry per token, {text.shape[2]}")
         mask = jnp.broadcast_to(jnp.asarray(given), (batch, text.shape[2]))[:, None]

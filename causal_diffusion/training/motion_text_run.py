@@ -16,6 +16,7 @@ from causal_diffusion.training.evaluate import drawn
 from causal_diffusion.training.kept import meta_of, open_text, whole
 
 POOL = 32  # captions among which a motion finds its own
+TOP = 3  # places that count
 
 
 class HeldOut(NamedTuple):
@@ -92,12 +93,12 @@ class MotionTextRun:
 
     def _measured(self, state):
         self.product.params = whole(state.ema)
-        if self._clips is None or len(set(self._clips.captions)) < 2:
+        if self._clips is None or len(set(self._clips.captions)) < TOP:
             return {}
         motions, captions = self._clips
         pool = min(POOL, len(set(captions)))
         embedded = self.product.embed_captions(captions), self.product.embed_motions(motions)
-        top = r_precision(*embedded, pool=pool, captions=captions)
+        top = r_precision(*embedded, pool=pool, top=TOP, captions=captions)
         return {f"top{k + 1}": float(value) for k, value in enumerate(top)} | {"pool": pool, "clips": len(motions)}
 
 

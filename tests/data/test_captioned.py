@@ -15,7 +15,7 @@ CAPTIONS = ["a person walks", "a person waves", "a person walks", "someone jumps
 
 
 class Source:
-    def __init__(self, captions=CAPTIONS, count=len(CAPTIONS)):
+    def __init__(self, captions=CAPTIONS, count=5):
         self.captions, self._count = captions, count
 
     def __len__(self):
@@ -73,7 +73,7 @@ def test_it_is_the_source_in_everything_else():
     with pytest.raises(IndexError):
         dressed[5]
     with pytest.raises(AttributeError):
-        dressed.nothing
+        _ = dressed.nothing
     assert "Source" in repr(dressed) and "tokens=[4]" in repr(dressed)
     for twin in (copy.copy(dressed), pickle.loads(pickle.dumps(dressed))):
         np.testing.assert_array_equal(twin[3]["text"], dressed[3]["text"])

@@ -118,6 +118,33 @@ def test_windows_of_whole_clips(made, caplog, frames, stride):
     ] * bool(short)
 
 
+def test_short_clips_are_padded_and_say_how_long_they_are(made, caplog):
+    source = opened(made / "walks", **WALKS | dict(frames=4, shortest=2))
+    windows = [(0, 0), *((1, s) for s in range(2)), (2, 0), *((3, s) for s in range(7)), *((5, s) for s in range(2))]
+    assert len(source) == len(windows) and "shortest=2" in repr(source)
+    plain = opened(made / "walks", **WALKS | dict(frames=1))
+    every = {(c, s): plain[i]["video"][0] for i, (c, s) in enumerate(
+        (c, s) for c, n in enumerate(LENGTHS) for s in range(n // 4))}  # fmt: skip
+    for i, (c, s) in enumerate(windows):
+        element, count = source[i], min(4, LENGTHS[c] // 4 - s)
+        assert set(element) == {"video", "length"} and element["length"].dtype == np.int32
+        assert element["length"] == count and element["video"].shape == (4, 6)
+        np.testing.assert_array_equal(element["video"][:count], [every[c, s + n] for n in range(count)])
+        np.testing.assert_array_equal(element["video"][count:], 0.0)
+    assert "skipped 1 of the 6 clips" in caplog.text and "data.shortest=2" in caplog.text
+    assert "shortest=11 latents: the longest has 10" in refusal(
+        made / "walks", **WALKS | dict(frames=12, shortest=11))  # fmt: skip
+
+
+def test_conditions_of_padded_clips_are_padded_too(made):
+    padded = opened(made / "pictures", **PICTURES | dict(frames=5, shortest=3), classes=5, action_dim=2)
+    plain = opened(made / "pictures", **PICTURES, classes=5, action_dim=2)
+    assert padded[4]["length"] == 3 and padded[4]["video"].shape == (5, 2, 2, 6)
+    np.testing.assert_array_equal(padded[4]["action"][:3], plain[4]["action"])
+    np.testing.assert_array_equal(padded[4]["action"][3:], np.zeros((2, 2)))
+    np.testing.assert_array_equal(padded[4]["text"], plain[4]["text"])
+
+
 def test_where_the_first_latent_is_apart_windows_start_with_the_clip(tmp_path):
     encode(tmp_path, "train", Toy(ToyConfig(axes=0, space=1)), Whole((21, 9, 5)), whole=True)  # 6, 3, 2 latents
     source = opened(tmp_path, **WALKS)
