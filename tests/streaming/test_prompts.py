@@ -1,5 +1,7 @@
 """Text to motion from end to end: autoencoder and transformer trained, then prompts as sentences."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from causal_diffusion.data.array_source import ArraySource
 from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import make_mesh
-from causal_diffusion.training import loop
+from causal_diffusion.streaming import pipeline
+from causal_diffusion.training import kept, loop
 from tests.motion_data import write_bodies
 
 TOKENS = 6
@@ -176,6 +179,8 @@ def test_frames_are_joints_whole_or_piece_by_piece(pipe):
         joints, at = pipe.body.positions(next(stream), at)
         parts.append(joints)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-4)
+    steered = pipe.steered(lambda x0, frame: 0.0)
+    assert (steered.text, steered.body, steered.codec) == (pipe.text, pipe.body, pipe.codec)
     plain = cd.Pipeline(pipe.config, pipe.params)
     with pytest.raises(UserError, match="not of human motion: its frames have no joints"):
         plain.positions(clip)
@@ -193,6 +198,45 @@ def test_what_are_no_words_is_told_in_one_line(pipe, given, said):
     with pytest.raises(UserError) as refusal:
         pipe.stream(cond={"text": given})
     assert str(refusal.value).startswith(said) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.full
+def test_a_run_is_evaluated_on_held_out_clips_and_draws_their_prompts(folder, monkeypatch):
+    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(devices=jax.devices()[:1]))
+    overrides = {"data.path": str(folder), "vae.checkpoint": str(folder / "vae"), "log.evaluate": 1}
+    evaluate = {"evaluate.clips": 4, "evaluate.context": 1, "evaluate.frames": 3}
+    loop.train(override(SYSTEM, overrides | evaluate), folder / "evaluated")
+    assert "held_out/loss" in (folder / "evaluated/metrics.jsonl").read_text()
+    numbers = json.loads((folder / "evaluated/samples/evaluation.json").read_text())
+    assert numbers["clips"] == 4 and numbers["frames"] == 12 and np.isfinite(numbers["psnr"]).all()
+    assert (folder / "evaluated/samples/prompts.png").is_file()
+
+
+@pytest.mark.full
+def test_a_frozen_encoder_is_read_at_the_start_and_again_by_the_stream(folder, monkeypatch, tmp_path):
+    """One that others trained; here two letters of a caption stand for it."""
+
+    class Letters:
+        name, tokens, width, vocabulary, fingerprint = "clip", TOKENS, 8, 0, "letters"
+
+        def encode(self, captions, cache=None):
+            text = np.zeros((len(captions), TOKENS, 8), np.float32)
+            for row, caption in zip(text, captions, strict=True):
+                row[:2] = np.frombuffer(caption.encode()[:16].ljust(16), np.uint8).reshape(2, 8) / 255
+            return text, np.broadcast_to(np.arange(TOKENS) < 2, text.shape[:2])
+
+    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(devices=jax.devices()[:1]))
+    for module in (kept, pipeline):
+        monkeypatch.setattr(module, "open_text_encoder", lambda *where: Letters())
+    overrides = {"data.path": str(folder), "vae.checkpoint": str(folder / "vae"), "text.encoder": "clip"}
+    loop.train(override(SYSTEM, overrides | {"model.vocabulary": 0}), tmp_path / "run")
+    pipe = cd.Pipeline.from_checkpoint(tmp_path / "run")
+    clip = pipe.generate(seed=1, frames=8, cond={"text": WALK})
+    text, mask = Letters().encode([WALK])
+    equal(pipe.generate(seed=1, frames=8, cond={"text": text[0], "text_mask": mask[0]}), clip)
+    stream = pipe.stream(seed=1, cond={"text": WALK})
+    stream.save(tmp_path / "stream.npz")
+    equal(pipe.resume(tmp_path / "stream.npz").take(2), clip)
 
 
 def test_training_without_captions_is_refused(folder, tmp_path):

@@ -252,7 +252,7 @@ def test_weights_of_another_variant_name_the_first_leaf(tmp_path):
     (VIDEO, {"reconstruction.lpips": "x"}, "reconstruction.perceptual = 1.0 would do"),
     (MOTION, {"reconstruction.perceptual": 1.0, "reconstruction.lpips": "x"}, "no pictures"),
     (VIDEO, {"reconstruction.root": 2}, "at most as many count as root"),
-    (VIDEO, {"trains": "both"}, "trains is 'both'; it is 'transformer' or 'vae'"),
+    (VIDEO, {"trains": "both"}, "trains is 'both'; it is 'transformer', 'vae' or 'motion_text'"),
     (VIDEO, {"trains": "transformer"}, "trains is 'transformer'"),
     (VIDEO, {"data.height": 0}, "a series has neither"),
     (VIDEO, {"train.crop": 6}, "the height is 6: a multiple of 4, 4 or 8 would do"),

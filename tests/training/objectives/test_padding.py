@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from causal_diffusion.nn.autoencoder import Geometry
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
 from tests.training.objectives.looking import B, T, batch_of, look, recipe_of
 
@@ -86,6 +87,14 @@ def test_a_batch_of_whole_clips_has_the_loss_without_lengths(system):
     got, plain = (jax.tree.leaves(system.loss(length=length)) for length in (whole, None))
     for a, b in zip(got, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(b).max()))
+
+
+def test_frames_fill_whole_latents():
+    for apart in (False, True):
+        geometry = Geometry(time=4, apart=apart, space=1, axes=0, channels=3, latent=2)
+        frames = np.arange(1, 30)
+        filled = [max(n for n in range(9) if geometry.frames(n) <= f) for f in frames]
+        np.testing.assert_array_equal(geometry.whole_latents(frames), filled)
 
 
 def test_a_padded_clip_has_the_loss_of_the_short_one():
