@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.model = dict(width=768, depth=12, heads=12, mlp=3072, patch=(1,), channels=16, text=768)
     c.model.update(head="diffusion", head_width=1792, head_depth=9)
     c.layout = dict(kind="teacher_forcing", block=1, copies=1)
-    c.process = dict(path="vp_cosine", predict="noise")
+    c.process = dict(path="vp_cosine", predict="noise", clip=6.0)
     c.levels = dict(kind="independent")
     c.schedule = dict(steps=50, offset="autoregressive", t_max=0.99)
     c.guidance = dict(kind="cfg", scale=4.0, drop=("text",))

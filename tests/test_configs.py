@@ -190,8 +190,7 @@ def test_cmdm_takes_the_published_number_of_sweeps_and_streams_with_three_blocks
 
 
 QUICK = ("quickstart:tiny", "video_folder:tiny")
-# The family's full sizes are for a cluster to compile; of captions of one's own nobody knows the number of tokens.
-COMPILED = [name for name in ALL if name not in (*FAMILY, "flooddiffusion", "motionstreamer")]
+COMPILED = [name for name in ALL if name not in FAMILY]  # the family's full sizes are for a cluster to compile
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in COMPILED])

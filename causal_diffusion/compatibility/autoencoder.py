@@ -9,13 +9,17 @@ from causal_diffusion.errors import UserError
 
 
 def clip_shapes(config: Config) -> dict:
-    """Shape and dtype of every array of a clip as the network that trains sees it: cropped, or latents of it."""
+    """Shape and dtype of every array of a clip as the network that trains sees it: cropped, or latents of it.
+
+    How many condition tokens somebody's own clips bring is not known before they come: as many as text.tokens.
+    """
     spec = dict(element_spec(config.data))
     if config.trains == "vae" and config.train.crop:
         frames, *_, channels = spec["video"].shape
         spec["video"] = type(spec["video"])((frames, config.train.crop, config.train.crop, channels), np.float32)
     video = spec["video"]
-    if config.trains != "vae" and config.text.encoder != "none":
+    brings = config.trains == "transformer" and config.model.text and config.data.source in ("own", "latents")
+    if config.trains != "vae" and (config.text.encoder != "none" or brings):
         taker = config.model if config.trains == "transformer" else config.motion_text
         shape, words = (config.text.tokens,), taker.vocabulary
         spec["text"] = type(video)(shape if words else (*shape, taker.text), np.int32 if words else np.float32)
