@@ -55,11 +55,18 @@ class TrainConfig:
     own_past: tuple[float, ...] = ()  # share of the clean past that is the network's own guess, from first to last step
     drop: float = 0.1  # share of samples that train without their class and text; of a motion_text, of words
     flip: bool = False  # mirror half of the clips left to right
+    compose: float = 0.0  # share of clips that go over into another one and its caption half way
+    blend: int = 12  # frames in which they do
     crop: int = 0  # an autoencoder sees a random square of so many pixels of every clip; 0: whole frames
     init_from: str = ""  # checkpoint directory whose averaged parameters start this run
 
 
     def __post_init__(self):
+        if not 0.0 <= self.compose <= 1.0 or self.blend < 1:
+            raise ValueError(
+                f"train.compose is {self.compose} and train.blend is {self.blend}: a share and at least one frame, "
+                "train.compose = 0.3 and train.blend = 12 would do"
+            )
         if self.own_past and (len(self.own_past) != 2 or not all(0.0 <= share <= 1.0 for share in self.own_past)):
             raise ValueError(f"train.own_past is {self.own_past}; it is () or two shares, (0.0, 0.5) would do")
 
@@ -71,6 +78,7 @@ class ReconstructionConfig:
     fit: str = "l1"  # 'l1', 'charbonnier', 'mse' or 'likelihood', a Gaussian of the best sigma
     root: int = 0  # first channels that count once more, as the root of a motion does
     root_weight: float = 7.0
+    velocity: float = 0.0  # weight of the same fit to differences from frame to frame
     kl: float = 1e-6  # weight of the divergence from N(0, 1)
     kl_warmup: int = 0  # steps over which that weight rises from 0
     perceptual: float = 0.0  # weight of LPIPS, or without its weights of the multi-scale feature distance
@@ -88,7 +96,7 @@ class ReconstructionConfig:
             raise ValueError(
                 f"reconstruction.fit is {self.fit!r}; it is one of l1, charbonnier, mse, likelihood"
             )
-        for name in ("root", "root_weight", "kl", "kl_warmup", "perceptual", "gan", "gan_start", "align"):
+        for name in ("root", "root_weight", "velocity", "kl", "kl_warmup", "perceptual", "gan", "gan_start", "align"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"reconstruction.{name} is {getattr(self, name)}; it is at least 0")
         if self.gan_width < 1:

@@ -30,6 +30,6 @@ def tiny_on_motion(config: ml_collections.ConfigDict, path: str) -> None:
     config.vae = dict(form="motion", motion=dict(channels=64, latent=16, width=256, depth=3, stages=2, align=64))
     config.text = dict(encoder="words", tokens=12)
     config.model.update(width=192, depth=6, heads=4, mlp=768, channels=16, text=96, vocabulary=128)
-    config.train.update(steps=3000, batch=32, lr=1e-3, warmup=300, weight_decay=1e-3, ema=0.999)
+    config.train.update(steps=3000, batch=32, lr=1e-3, warmup=300, weight_decay=1e-3, ema=0.999, compose=0.3)
     config.evaluate.update(clips=64, context=4, frames=28)
     config.log.update(every=50, evaluate=1000, checkpoint=500)

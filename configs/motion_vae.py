@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.data.update(source="motion_clips", path=PATH, representation="essential", fps=20.0, frames=64, channels=64)
         c.data.update(stride=4, mirror=True, unseen=0.15)
         c.vae.motion.update(channels=64, latent=16, width=256, align=64)
-        c.reconstruction.update(root=3, kl_warmup=400)
+        c.reconstruction.update(root=3, kl_warmup=400, velocity=1.0)
         c.train.update(steps=4000, batch=16, lr=5e-4, warmup=100, ema=0.995)
         c.log.update(every=50, evaluate=1000, checkpoint=1000)
     elif variant:

@@ -39,6 +39,10 @@ TABLE_HEAD = {"model.positions": "additive"}
 SINKS = {"layout.sinks": 2, "layout.window": 6}
 DEEP = SINKS | {"cache.positions": "adjacent", "cache.budget": 6, "cache.recent": 2}
 FAR = CAUSAL | {"layout.coarse": 4, "model.coarse": 2, "cache.kind": "two_level"}
+SERIES = CAUSAL | {
+    "data.source": "motion_clips", "data.classes": 0, "data.action_dim": 0, "data.height": 0, "data.width": 0,
+    "data.shortest": 4, "model.patch": (1,), "model.text": 8, "model.vocabulary": 9, "text.encoder": "words",
+}  # fmt: skip
 KNOT = {"layout.block": 2, "layout.knot": 1}
 
 # (what is changed, keys that the message names, the values it proposes, what else is wrong)
@@ -319,6 +323,8 @@ CLASHES = [
     (CAUSAL | {"train.own_past": (0.0, 0.5)}, "train.own_past layout.kind", {"train.own_past": ()}),
     ({"train.own_past": (0.0, 0.5), "layout.copies": 2}, "train.own_past layout.copies", {"layout.copies": 1}),
     (KNOT | {"train.own_past": (0.0, 0.5)}, "train.own_past layout.knot", {"layout.knot": 0}),
+    ({"train.compose": 0.3}, "train.compose text.encoder data.height data.shortest", {"train.compose": 0.0}),
+    (SERIES | {"train.compose": 0.3, "model.registers": 2}, "train.compose train.blend", {"train.compose": 0.0}),
 ]  # fmt: skip
 
 

@@ -24,6 +24,13 @@ def clip_shapes(config: Config) -> dict:
         shape, words = (config.text.tokens,), taker.vocabulary
         spec["text"] = type(video)(shape if words else (*shape, taker.text), np.int32 if words else np.float32)
         spec["text_mask"] = type(video)(shape, np.bool_)
+        if config.train.compose:  # two captions, and which of them each latent has
+            latents = spec["video"].shape[0]
+            if config.vae.form != "none" and config.data.source != "latents":
+                latents = _latent_shape(config, video.shape)[0]
+            for name in ("text", "text_mask"):
+                spec[name] = type(video)((2, *spec[name].shape), spec[name].dtype)
+            spec["text_of"] = type(video)((latents,), np.int32)
         if config.trains == "motion_text":
             spec["caption"] = type(video)((), np.int32)
     if config.trains != "transformer" or config.vae.form == "none" or config.data.source == "latents":

@@ -7,6 +7,7 @@ from causal_diffusion.data.sources import condition_sizes
 def check_conditions(config):
     model, guidance = config.model, config.guidance
     check_text(config.text, model)
+    check_compose(config)
     if config.train.flip and condition_sizes(config.data)[1]:
         refuse(
             f"train.flip is True and data.source {config.data.source!r} has actions, which a mirrored clip would "
@@ -60,4 +61,25 @@ def check_history(config):
         refuse(
             f"guidance.kind is {guidance.kind!r} and levels.kind is {levels.kind!r}: without a cache the past is "
             "hidden by noise, of which training shows none before a cleaner block; levels.kind = 'independent' would do"
+        )
+
+
+def check_compose(config):
+    """Can clips go over into one another, caption and all?"""
+    train, geometry, layout = config.train, None, config.layout
+    if not train.compose:
+        return
+    if config.text.encoder == "none" or config.data.height or not config.data.shortest:
+        refuse(
+            f"train.compose is {train.compose}, text.encoder is {config.text.encoder!r}, data.height is "
+            f"{config.data.height} and data.shortest is {config.data.shortest}: what goes over into one another are "
+            "series with captions, of any length; train.compose = 0.0 would do"
+        )
+    if config.vae.form != "none" and config.data.source != "latents":
+        geometry = config.vae.geometry
+    time = geometry.time if geometry else 1
+    if train.blend % time or (geometry and geometry.apart) or layout.pad or layout.knot or config.model.registers:
+        refuse(
+            f"train.compose is {train.compose} and train.blend is {train.blend}: a fade is a whole number of latents "
+            f"of {time} frames, among blocks of one length without knots and registers; train.compose = 0.0 would do"
         )

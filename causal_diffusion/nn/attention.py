@@ -282,7 +282,8 @@ class CrossAttention(Heads):
         Args:
             x_BTND: queries; T is a multiple of F.
             keys_values: (k, v) from ``keys_values``, each [B, F, M, H, K].
-            mask: bool [B, F, M], False hides padding; None shows every token.
+            mask: bool [B, F, M], False hides padding; None shows every token. With F = 1 it may be [B, n, M], n a
+                divisor of T: which tokens each of n blocks sees.
 
         Returns:
             [B, T, N, D].
@@ -297,7 +298,11 @@ class CrossAttention(Heads):
             # A row without a single token would be all -inf; there the mask is void, and the tokens themselves are
             # the null condition.
             mask = mask | ~jnp.any(mask, axis=-1, keepdims=True)
-            score = jnp.where(mask[:, :, None, None], score, -jnp.inf)
+            if mask.shape[1] == k.shape[1]:
+                mask = mask[:, :, None, None]
+            else:
+                mask = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None, None]
+            score = jnp.where(mask, score, -jnp.inf)
         weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
         out = jnp.einsum("BFHQM,BFMHK->BFQHK", weight, v)
         return self.merge(out.reshape(B, T, N, H, K))

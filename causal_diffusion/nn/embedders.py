@@ -24,6 +24,8 @@ class Condition:
         embeds; all zero is the null text.
     text_mask: bool [B, F, M], False at padding; None where every token takes part.
 
+    text_of: int32 [B, n], which of F captions each of n blocks has; None: F is 1, or every block has its own.
+
     F is 1 where all frames share the condition, else the number of blocks. Actions are one per frame and travel
     with the frames of a stream.
     """
@@ -31,6 +33,7 @@ class Condition:
     label: Array | None = None
     text: Array | None = None
     text_mask: Array | None = None
+    text_of: Array | None = None
 
 
 def patchify(x, patch: tuple[int, ...]):

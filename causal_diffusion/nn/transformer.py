@@ -141,6 +141,7 @@ class Transformer(nn.Module):
         raw: bool = False,
         queries: bool = False,
         compaction: Compaction | None = None,
+        hidden: bool = False,
     ):
         """Runs all streams together.
 
@@ -160,6 +161,7 @@ class Transformer(nn.Module):
             compaction: how each layer compacts its past, (k, v, q) of raw keys, before it reads it; ``mask`` and
                 ``past_frame`` are of the slots afterwards. Own queries that count are those of fine frames that are
                 not ``clean``. Joint attention only.
+            hidden: static, whether outputs are what ``per_token`` takes, float32 [B, T, N, D]. Diffusion head only.
 
         Returns:
             (outputs, kv): outputs name -> float32 [B, T, *space, C * outputs], all but 'coarse'; kv per layer of the
@@ -200,11 +202,12 @@ class Transformer(nn.Module):
         for x, segment, run, e in zip(xs[own], segments[own], runs, frames, strict=True):
             if segment.form == "coarse":
                 continue
-            out, start = self._head(x, e, segment.clean, run), 0
+            out, start = norm(x) if hidden else self._head(x, e, segment.clean, run), 0
             for name, stream in run.items():
                 T = stream.x.shape[1] // c.patch[0]
                 shape = (*stream.x.shape[:-1], c.channels * c.outputs)
-                outputs[name] = unpatchify(out[:, start : start + T], shape, c.patch)
+                own = out[:, start : start + T]
+                outputs[name] = own if hidden else unpatchify(own, shape, c.patch)
                 start += T
         return outputs, kv
 
@@ -284,15 +287,26 @@ class Transformer(nn.Module):
             x = x * (1 + scale[:, :, None]) + shift[:, :, None]
         return self.head(x)
 
+    def per_token(self, x, t, h):
+        """The diffusion head alone: x [B, T, *space, C] at levels t [B, T], h as ``hidden`` gives it -> outputs."""
+        c = self.config
+        shape = (*x.shape[:-1], c.channels * c.outputs)
+        return unpatchify(self.head(patchify(x, c.patch), t, h), shape, c.patch)
+
     def embed_condition(self, condition: Condition) -> EncodedCondition:
         """The class vector and the embedded text (as one (tokens,) tuple of keys, projected inside each block)."""
         c = self.config
         vector = self.label(condition.label) if c.classes else None
-        tokens = None
+        tokens, mask = None, condition.text_mask if c.text else None
         if c.text:
             text = self.words(condition.text, condition.text_mask) if c.vocabulary else condition.text
+            if condition.text_of is not None:  # all captions stand beside each other, and a block sees its own
+                B, F, M, E = text.shape
+                own = condition.text_of[:, :, None, None] == jnp.arange(F)[:, None]
+                mask = (own & mask[:, None]).reshape(B, -1, F * M)
+                text = text.reshape(B, 1, F * M, E)
             tokens = (self.text(text),)
-        return EncodedCondition(vector=vector, keys=tokens, mask=condition.text_mask if c.text else None)
+        return EncodedCondition(vector=vector, keys=tokens, mask=mask)
 
     def encode_condition(self, condition: Condition) -> EncodedCondition:
         """Everything about a condition that can be computed once per change. Needs layers='unrolled'."""

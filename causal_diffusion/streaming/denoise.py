@@ -142,6 +142,11 @@ class Denoise(Commits):
             pinned = (state.frame > state.start).reshape(-1, *(1,) * (state.x.ndim - 1))
             eps = self.noise(state.keys, state.frame, ENTER, 1)[:, :k]
 
+        said = None  # what a transformer with a diffusion head says of the blocks in flight is the same in every row
+        if recipe.model.config.head == "diffusion" and not self.opens and not recipe.layout.ranges:
+            own = self._in_flight(state, state.x, jnp.ones(state.x.shape[:2]), None)
+            said, _ = self.predict(params, self.kept(state), [own], hidden=True)
+
         def of_frames(values):
             """[F] -> [B, T]; a knot goes with the block in flight."""
             each = jnp.repeat(values, self.block, axis=0)
@@ -168,8 +173,10 @@ class Denoise(Commits):
                 if first and not opened:  # a solver may ask more than once; only the first time opens the block
                     opened.append(True)
                     out, state, window = self.first_pass(params, state, own)
-                else:
+                elif said is None:
                     out = self.next_pass(params, state, own, window)
+                else:
+                    out = self.per_token(params, own, said)
                 mean, spread = recipe.process.split(out)
                 mean = mix(mean, recipe.guidance, t)
                 return mean if spread is None else jnp.concatenate([mean, spread[:, 0]], axis=-1)

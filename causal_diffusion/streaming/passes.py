@@ -127,7 +127,7 @@ class Passes:
         model = self.recipe.model
         return model.apply({"params": params}, condition, method=model.encode_condition)
 
-    def predict(self, params, past: Past, parts, branches=None, *, sinks=True, compaction=None):
+    def predict(self, params, past: Past, parts, branches=None, *, sinks=True, compaction=None, hidden=False):
         """The network on ``parts`` and the past.
 
         Args:
@@ -135,6 +135,7 @@ class Passes:
             branches: None is all of them.
             sinks: whether sinks are seen that lie before the window.
             compaction: what is done to the past first; ``past.slots`` and ``past.ids`` are as it leaves them.
+            hidden: out is what ``per_token`` takes, [B, G, T, N, D].
 
         Returns:
             (out [B, G, T, ...] of the last part, kv per layer, [BG, T, ...] of all parts); with ``compaction`` kv is
@@ -153,6 +154,8 @@ class Passes:
             options["past_frame"] = jnp.repeat(jnp.maximum(kept, 0), G, axis=0)
         if recipe.cache.budget:
             options |= {"queries": True, "compaction": compaction}
+        if hidden:
+            options["hidden"] = True
 
         def flat(a):
             return a.reshape(B * G, *a.shape[2:])
@@ -203,6 +206,19 @@ class Passes:
             return None, kv
         out = out["own"][:, -T:]
         return out.reshape(B, G, *out.shape[1:]), kv
+
+    def per_token(self, params, own: Own, h):
+        """The diffusion head on frames [B, T, ...] that a pass said h [B, G, T, N, D] of: out [B, G, T, ...]."""
+        B, G = h.shape[:2]
+
+        def flat(a):
+            return jnp.broadcast_to(a[:, None], (B, G, *a.shape[1:])).reshape(B * G, *a.shape[1:])
+
+        x, told = self.recipe.process.network_input(own.x, own.t), jax.lax.optimization_barrier(own.told)
+        model = self.recipe.model
+        h = h.reshape(B * G, *h.shape[2:])
+        out = model.apply({"params": params}, flat(x), flat(told), h, method=model.per_token)
+        return out.reshape(B, G, *out.shape[1:])
 
     def kept(self, state: State, branches=None, window=None) -> Past:
         """What is kept of the past; ``window``: of two levels the fine one's keys and values, once they are there."""

@@ -59,6 +59,7 @@ def train(config, workdir, source=None, held_out=None):
     source = source if own else make_source(config.data, "train")
     run = make_run(recipe, mesh, workdir, source)
     source = run.dress(source)
+    augment = in_turn(augment, run.augment(source))
     recipe, spec = run.recipe, run.spec(spec_of(source, config.data))
     loader = Loader(
         source,

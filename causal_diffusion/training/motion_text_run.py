@@ -41,6 +41,10 @@ class MotionTextRun:
         """The source as training reads it: with its captions as tokens, numbered."""
         return Captioned(source, self.text.encode, numbered=True)
 
+    def augment(self, source):
+        """What is done to its elements besides: nothing."""
+        return None
+
     def spec(self, spec: dict) -> dict:
         """The step looks at all of a clip."""
         return spec

@@ -24,6 +24,7 @@ from causal_diffusion.autoencoder import (
 )
 from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.captioned import Captioned
+from causal_diffusion.data.composed import composed
 from causal_diffusion.data.latents import check_made_by
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion_text import MotionTextRecipe, build_motion_text, features_of, load_motion_text
@@ -100,9 +101,17 @@ class TransformerRun:
         """The source as training reads it: with its captions as condition tokens."""
         return source if self.text is None else Captioned(source, self.text.encode)
 
+    def augment(self, source):
+        """What is done to elements of the dressed source, None for nothing."""
+        train, time = self.recipe.config.train, self.codec.geometry.time if self.encodes else 1
+        return composed(source, train.compose, train.blend, time) if train.compose else None
+
     def spec(self, spec: dict) -> dict:
         """Shapes of a clip of the source -> as the step sees it."""
-        return spec | {"video": clip_shapes(self.recipe.config)["video"]} if self.encodes else spec
+        shapes = clip_shapes(self.recipe.config)
+        if self.recipe.config.train.compose:
+            spec = spec | {name: shapes[name] for name in ("text", "text_mask", "text_of")}
+        return spec | {"video": shapes["video"]} if self.encodes else spec
 
     def prepare(self, batch: dict) -> dict:
         """A global batch -> as the step takes it."""
@@ -211,6 +220,10 @@ class AutoencoderRun:
     def dress(self, source):
         """The source as training reads it."""
         return source
+
+    def augment(self, source):
+        """What is done to its elements besides: nothing."""
+        return None
 
     def prepare(self, batch: dict) -> dict:
         """A global batch -> as the step takes it."""

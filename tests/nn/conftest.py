@@ -84,9 +84,12 @@ def assemble(times, mask, space=(4, 4), batch=2, clean=None, **sizes) -> Tiny:
             action=normal(batch, T, config.action) if config.action else None,
             clean=jnp.broadcast_to(jnp.asarray(clean[name], bool), (batch, T)) if name in clean else None,
         )
+    text = normal(batch, 1, 3, config.text) if config.text else None
+    if config.vocabulary:
+        text = jnp.asarray(rng.integers(1, config.vocabulary, (batch, 1, 3)), jnp.int32)
     condition = Condition(
         label=jnp.arange(batch, dtype=jnp.int32)[:, None] % config.classes if config.classes else None,
-        text=normal(batch, 1, 3, config.text) if config.text else None,
+        text=text,
         text_mask=jnp.ones((batch, 1, 3), bool).at[0, 0, 2].set(False) if config.text else None,
     )
     model = Transformer(config)

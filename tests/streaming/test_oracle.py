@@ -1,7 +1,10 @@
 """Whole streams against the oracle, which keeps no cache: one system for every value of every choice."""
 
+import jax
 import numpy as np
 import pytest
+
+from causal_diffusion.streaming.passes import Passes
 
 SLOW = (
     "three_way", "temporal", "uneven", "window", "trapezoid", "interleaved", "axial", "unmodulated", "rolling",
@@ -30,3 +33,18 @@ def test_streams_equal_the_oracle_without_a_cache(pipeline, oracle, inputs, name
     assert (largest > 0.1).all() and (largest < 100).all()  # it neither dies nor explodes
     error = np.abs(streamed - expected).max(axis=(0, 2, 3, 4)) / largest.max()
     assert error.max() < 1e-5, error
+
+
+def test_a_transformer_with_a_head_per_token_runs_once_for_all_rows(pipeline, inputs, monkeypatch):
+    """Once for what it says of the block that is denoised, and once to commit it, whatever the number of rows."""
+    pipe, runs = pipeline("per_token"), []
+    mark = pipe.stream(0, 2, **{k: v for k, v in inputs(pipe, batch=2, context=0, frames=4).items() if k == "cond"})
+    state, encoded = mark.mark().state, mark.mark().encoded
+
+    def counted(self, *arguments, predict=Passes.predict, **options):
+        runs.append(options.get("hidden", False))
+        return predict(self, *arguments, **options)
+
+    monkeypatch.setattr(Passes, "predict", counted)
+    jax.eval_shape(pipe.rollout.step, pipe.params, state, encoded)
+    assert sorted(runs) == [False, True] and pipe.recipe.schedule.steps > 2

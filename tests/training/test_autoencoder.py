@@ -17,7 +17,8 @@ from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.training import loop
 from causal_diffusion.training.evaluate_vae import patch_means, with_statistics
-from causal_diffusion.training.objectives.reconstruction import autoencoder_gradients, parts
+from causal_diffusion.training.objectives import likelihood
+from causal_diffusion.training.objectives.reconstruction import _fit, autoencoder_gradients, parts
 from causal_diffusion.training.step import compile_step
 
 VIDEO = freeze({
@@ -129,6 +130,17 @@ def test_the_parts_add_up_and_every_parameter_learns(overrides):
         total += metrics["adversarial_weight"] * metrics["adversarial"]
         assert metrics["adversarial_weight"] > 0 and metrics["perceptual"] > 0
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["l1", "mse", "likelihood"])
+def test_velocities_are_fitted_as_their_frames_are(form):
+    x, y = np.random.default_rng(0).standard_normal((2, 2, 6, 3)).astype(np.float32)
+    loss = override(MOTION, {"reconstruction.fit": form, "reconstruction.velocity": 0.5}).reconstruction
+    own, steps = (likelihood.fit(form, *pair, 2, 7.0) for pair in ((x, y), (np.diff(x, axis=1), np.diff(y, axis=1))))
+    np.testing.assert_allclose(_fit(loss, x, y), own + 0.5 * steps, rtol=1e-5)
+    assert _fit(dataclasses.replace(loss, velocity=0.0), x, y) == own
+    still = jnp.broadcast_to(x[:, :1], x.shape)  # a constant offset moves as it should
+    assert _fit(loss, still, still + 1.0) < likelihood.fit(form, still, still + 1.0, 2, 7.0) + 1e-6
 
 
 @pytest.mark.full

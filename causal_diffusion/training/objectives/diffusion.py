@@ -20,6 +20,8 @@ is then replaced by these predictions, and the second pass is scored (the two fo
 2025, arXiv 2503.15451).
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -32,18 +34,22 @@ from causal_diffusion.recipe import Recipe, null_condition
 
 
 def batch_condition(recipe: Recipe, batch: dict, keep=None) -> Condition:
-    """The conditions of a batch, [B, 1, ...]; samples with ``keep`` False get the null condition."""
+    """The conditions of a batch, [B, 1, ...] or by block; samples with ``keep`` False get the null condition."""
     model, size = recipe.model.config, batch["video"].shape[0]
     null = null_condition(model, size)
     keep = jnp.ones(size, bool) if keep is None else keep
     label, text, mask = null.label, null.text, null.text_mask
     if model.classes:
         label = jnp.where(keep, batch["label"], -1)[:, None]
+    text_of = None
     if model.text and "text" in batch:
         kept = keep.reshape(-1, *(1,) * (batch["text"].ndim - 1))
-        text = jnp.where(kept, batch["text"], jnp.zeros((), batch["text"].dtype))[:, None]
-        mask = batch["text_mask"][:, None]
-    return Condition(label, text, mask)
+        text, mask = jnp.where(kept, batch["text"], jnp.zeros((), batch["text"].dtype)), batch["text_mask"]
+        if "text_of" in batch:  # a block's caption is that of its first frame
+            text_of = batch["text_of"][:, :: recipe.layout.block]
+        else:
+            text, mask = text[:, None], mask[:, None]
+    return Condition(label, text, mask, text_of)
 
 
 def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
@@ -134,6 +140,9 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
         streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
     mask, prefix_mask = _masks(recipe, context, scored, t)
     condition = batch_condition(recipe, batch, keep)
+    if layout.separate_clean and condition.text_of is not None:  # the clean stream, then the noisy ones
+        of = condition.text_of
+        condition = dataclasses.replace(condition, text_of=jnp.concatenate([of[:, :-1], *[of] * copies], axis=1))
     if recipe.config.train.own_past and step is not None:
         first, _ = recipe.model.apply(
             {"params": jax.lax.stop_gradient(params)}, streams, condition, mask, prefix_mask=prefix_mask

@@ -4,9 +4,11 @@ With x a clip, z ~ q(z | x) a draw from its posterior and x' the decoder's answe
 
     loss = fit(x, x') + lambda_p d(x, x') + L_q + beta KL(q || N(0, 1)) + w_a L_align(z) + w_g L_adv(x')       (1)
 
-fit and KL are in ``likelihood``, d is LPIPS or the feature distance of ``nn.perceptual``, L_q is what quantisation
-adds, L_align is in ``alignment``, L_adv in ``adversarial``. The last two are weighed by what the fit itself does to the
-last kernel W before it (Esser et al. 2021, arXiv 2012.09841; Yao et al. 2025, arXiv 2501.01423):
+fit and KL are in ``likelihood``; with ``velocity`` the fit is also that of the differences from frame to frame
+(T2M-GPT, Zhang et al. 2023, arXiv 2301.06052, equation 3), so that what comes back does not tremble. d is LPIPS or the
+feature distance of ``nn.perceptual``, L_q is what quantisation adds, L_align is in ``alignment``, L_adv in
+``adversarial``. The last two are weighed by what the fit itself does to the last kernel W before it (Esser et al. 2021,
+arXiv 2012.09841; Yao et al. 2025, arXiv 2501.01423):
 
     w = base |d fit / dW| / (|d L / dW| + 1e-4)       W of the encoder for L_align, of the decoder for L_adv   (2)
 
@@ -109,7 +111,7 @@ def parts(recipe: AutoencoderRecipe, params, batch, keys, frozen: Frozen = Froze
         pairs = ((1.0, x),)
         each = {"kl": likelihood.kl(encoded.mean, encoded.logvar, x.shape) if encoded.logvar is not None else 0.0}
     out = out.astype(jnp.float32)
-    fit = sum(share * likelihood.fit(loss.fit, target, out, loss.root, loss.root_weight) for share, target in pairs)
+    fit = sum(share * _fit(loss, target, out) for share, target in pairs)
     aux = {"psnr": _psnr(x, out)}
     if loss.perceptual:
         judge = feature_distance if frozen.lpips is None else functools.partial(lpips, frozen.lpips)
@@ -131,6 +133,15 @@ def parts(recipe: AutoencoderRecipe, params, batch, keys, frozen: Frozen = Froze
         each["adversarial"] = generator_term(score, params["discriminator"], out)
         each["discriminator"] = discriminator_term(score, params["discriminator"], x, out)
     return each, aux
+
+
+def _fit(loss, target, out):
+    """How well ``out`` is ``target``, and moves as it does."""
+    fit = likelihood.fit(loss.fit, target, out, loss.root, loss.root_weight)
+    if not loss.velocity:
+        return fit
+    steps = (jnp.diff(clip, axis=1) for clip in (target, out))
+    return fit + loss.velocity * likelihood.fit(loss.fit, *steps, loss.root, loss.root_weight)
 
 
 def _psnr(x, out):
