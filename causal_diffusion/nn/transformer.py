@@ -45,7 +45,7 @@ from causal_diffusion.nn.embedders import (
     unpatchify,
 )
 from causal_diffusion.nn.factorised import FactorisedBlock
-from causal_diffusion.nn.text.words import WordEmbedding
+from causal_diffusion.nn.text.word_embedding import WordEmbedding
 
 Array = Any
 

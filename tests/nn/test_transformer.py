@@ -162,7 +162,7 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
         (dict(positions="learned"), "model.positions is 'learned'; it is one of rotary, additive, both"),
         (dict(qk_norm="layer"), "model.qk_norm is 'layer'; it is one of full, head, none"),
         (dict(modulation="film"), "model.modulation is 'film'; it is one of linear, table"),
-        (dict(head="big"), "model.head is 'big'; it is one of linear, table, none"),
+        (dict(head="big"), "model.head is 'big'; it is one of linear, table, none, diffusion"),
         (dict(text_layers=3), "model.text_layers is 3; it is one of 1, 2"),
         (dict(layers="loop"), "model.layers is 'loop'; it is one of unrolled, scan"),
         (dict(backend="flash"), "model.backend is 'flash'; it is one of reference"),

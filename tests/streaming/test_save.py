@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from causal_diffusion.checkpoint import load_tree
 from causal_diffusion.errors import CheckpointError
 from causal_diffusion.streaming.pipeline import Pipeline
 
@@ -67,11 +68,14 @@ def test_the_stream_of_another_system_is_refused_by_name(saved, pipeline):
 
 def test_a_damaged_stream_is_refused(saved):
     pipe, path, _ = saved("pyramid")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError):
-        pipe.resume(path)
+    data = path.read_bytes()
+    newest = np.asarray(load_tree(path)[0]["state/x"]).tobytes()
+    for part in (b'"seed"', newest):  # of what is known of the stream, and of its frames
+        damaged = bytearray(data)
+        damaged[data.index(part) + len(part) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            pipe.resume(path)
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError):
         pipe.resume(path)

@@ -8,7 +8,7 @@
 
 A frozen encoder gives the last hidden state of every token, special ones included, zero behind the caption's end. It
 computes each caption once per call, in batches of captions of about the same length, on the default device. The words'
-encoder gives ids, which ``words.WordEmbedding`` in the model embeds.
+encoder gives ids, which ``word_embedding.WordEmbedding`` in the model embeds.
 """
 
 import dataclasses

@@ -2,10 +2,8 @@
 
     "A person waves, then says bye-bye."  ->  a person waves then says bye-bye  ->  [2, 5, 41, 9, 17, 0, 0, ...]
 
-Id 0 is padding, 1 a word that is not in the vocabulary, words count from 2. ``Words`` makes ids of captions.
-``WordEmbedding`` is a part of the model: a table of words, one of positions, and a layer of self-attention, so that
-'left' can tell whether it is a hand or a turn. It gives exactly zero at padding, so that a caption of nothing but zeros
-is the null text.
+Id 0 is padding, 1 a word that is not in the vocabulary, words count from 2. ``word_embedding`` embeds them, as a part
+of the model.
 """
 
 import collections
@@ -14,29 +12,24 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
-from causal_diffusion.nn.text.layers import TokenAttention, layer_norm
+from causal_diffusion.nn.text.word_embedding import PADDING
 
 log = logging.getLogger(__name__)
 
-Array = Any
 FILE = "words.json"
 FORMAT = 1
-PADDING, UNKNOWN, FIRST = 0, 1, 2  # ids
+UNKNOWN, FIRST = 1, 2  # ids beside PADDING
 
 WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 
@@ -192,47 +185,3 @@ class Words(TextEncoder):
                 log.warning("the vocabulary of %d words has no %r: the model never saw it", len(self.words.words), word)
         self._cut.cut(cut, self)
         return text, text != PADDING
-
-
-class WordEmbedding(nn.Module):
-    """Word ids as vectors that know their neighbours.
-
-        x = word + position;    x += attention(LN(x)) among the words;    LN(x);        0 where there is no word
-
-    vocabulary: number of ids; at least ``Vocabulary.size``.
-    width: D. There are four heads where it is a multiple of four.
-    tokens: the largest M.
-    """
-
-    vocabulary: int
-    width: int
-    tokens: int = 64
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, ids: Array, mask: Array | None = None) -> Array:
-        """Embeds.
-
-        Args:
-            ids: int32 [..., M], 0 where there is no word.
-            mask: bool [..., M], False hides words too; None shows all.
-
-        Returns:
-            float32 [..., M, D], exactly zero where there is no word.
-
-        Raises:
-            ValueError: M is larger than ``tokens``.
-        """
-        M, heads = ids.shape[-1], math.gcd(4, self.width)
-        if M > self.tokens:
-            raise ValueError(f"the captions have {M} tokens; {self.tokens} or fewer would do")
-        init = nn.initializers.normal(0.02)
-        words = self.param("words", init, (self.vocabulary, self.width), jnp.float32)
-        positions = self.param("positions", init, (self.tokens, self.width), jnp.float32)
-        given = ids != PADDING if mask is None else (ids != PADDING) & mask
-        shown = given[..., None]
-        x = words[ids] + positions[:M]
-        h = layer_norm(1e-6, "norm1")(x).astype(self.dtype)
-        attention = TokenAttention(heads, self.width // heads, self.dtype, name="attention")
-        x = x + attention(h, given[..., None, None, :]).astype(jnp.float32)
-        return jnp.where(shown, layer_norm(1e-6, "norm2")(x), 0.0)

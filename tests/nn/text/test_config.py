@@ -3,7 +3,7 @@
 import pytest
 
 from causal_diffusion.nn.text.config import ENCODERS, MOST_WORDS, TextConfig
-from causal_diffusion.nn.text.words import WordEmbedding
+from causal_diffusion.nn.text.word_embedding import WordEmbedding
 
 
 def test_prompts_have_a_fixed_number_of_tokens_where_there_is_an_encoder():

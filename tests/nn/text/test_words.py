@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.nn.text.words import PADDING, UNKNOWN, Vocabulary, WordEmbedding, Words, split
+from causal_diffusion.nn.text.word_embedding import PADDING, WordEmbedding
+from causal_diffusion.nn.text.words import UNKNOWN, Vocabulary, Words, split
 
 CAPTIONS = ["A person waves the left hand.", "a person waves bye-bye!", "a dancer, slowly: the LEFT hand"]
 
