@@ -43,7 +43,8 @@ def test_a_join_begins_as_one_clip_and_ends_as_another(i, seed):
     assert begin >= TIME and begin + BLEND <= int(SOURCE[i]["length"])
     length, rest = int(out["length"]), int(other["length"]) - BLEND
     assert length == min(FRAMES, begin + BLEND + rest)
-    np.testing.assert_array_equal(out["video"][begin + BLEND : length], other["video"][BLEND:][: length - begin - BLEND])
+    behind = other["video"][BLEND:][: length - begin - BLEND]
+    np.testing.assert_array_equal(out["video"][begin + BLEND : length], behind)
     np.testing.assert_array_equal(out["video"][length:], 0.0)
     fade, a = (video[begin : begin + BLEND] for video in (out["video"], SOURCE[i]["video"]))
     weight = ((fade - a) / (other["video"][:BLEND] - a))[:, 0]
