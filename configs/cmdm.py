@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant.endswith("tiny"):
         tiny_on_motion(c, PATH)
         c.layout.update(block=1)
+        c.guidance.update(scale=2.0)  # prompts are obeyed; more makes changes of the prompt abrupt
     if variant.startswith("stream"):
         c.layout.update(block=1)
         c.schedule.update(steps=12, stride=4.0)

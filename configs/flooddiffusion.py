@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.log = dict(every=100, evaluate=10_000, checkpoint=5_000)
     if variant == "tiny":
         tiny_on_motion(c, PATH)
-        c.guidance.update(scale=3.0)
+        c.guidance.update(scale=2.0)
     elif variant:
         raise ValueError(f"flooddiffusion has no variant {variant!r}; there is 'tiny'")
     return c

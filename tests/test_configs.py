@@ -57,6 +57,7 @@ DATA = {
     "model.channels", "model.patch", "model.classes", "model.action", "model.text",
     "process.clip",  # the range of the data
     "data.fps", "data.stride", "data.shortest", "data.representation", "data.mirror", "data.unseen", "data.path",
+    "train.compose",  # a set of clips that each have one caption
     "vae.motion.channels", "text.encoder", "text.path", "text.tokens", "model.vocabulary",
 }  # fmt: skip
 OWN = {"motionstreamer": {"process.path", "process.predict", "train.own_past"}}  # its docstring says why
