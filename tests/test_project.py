@@ -201,9 +201,11 @@ def test_a_wheel_holds_the_whole_package_and_the_configs(tmp_path):
     assert code == 0, said
     (wheel,) = tmp_path.glob("causal_diffusion-*.whl")
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = {path.relative_to(source).as_posix() for path in source.glob("causal_diffusion/**/*.py")}
+    files = [path for path in source.glob("causal_diffusion/**/*") if path.is_file()]
+    package = {path.relative_to(source).as_posix() for path in files if "__pycache__" not in path.parts}
     configs = {f"causal_diffusion/configs/{path.name}" for path in source.glob("configs/*.py")}
-    assert configs and shipped == package | configs | {"causal_diffusion/py.typed"}
+    assert {"causal_diffusion/py.typed", "causal_diffusion/render/live/index.html"} < package
+    assert configs and shipped == package | configs
 
 
 # The README's test line and the gate of the second tier.
