@@ -10,7 +10,6 @@ autoencoder that made them, so data sets of latents and transformers trained on 
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from causal_diffusion.checkpoint import Checkpoints, read_meta
+from causal_diffusion.checkpoint import Checkpoints, folder_of, read_ema, read_meta
 from causal_diffusion.compatibility.autoencoder import check_autoencoder
 from causal_diffusion.config import Config, differences, freeze, to_json
 from causal_diffusion.errors import CheckpointError, UserError
@@ -27,8 +26,6 @@ from causal_diffusion.nn.discriminator import Discriminator
 from causal_diffusion.nn.vae import VAE, VAEConfig
 
 FOLDER = "vae"  # in the workdir of a transformer's run: the autoencoder that its latents come from
-
-log = logging.getLogger(__name__)
 
 
 class AutoencoderRecipe(NamedTuple):
@@ -95,15 +92,10 @@ def load_vae(path, *, step: int | None = None) -> tuple[VAE, dict]:
     saved = read_meta(folder, step)
     config = freeze(saved.meta["config"])
     if config.trains != "vae":
-        raise UserError(f"{path} holds a transformer that works on pixels: there is no autoencoder in it")
+        what = "model of motions and captions" if config.trains == "motion_text" else "transformer that works on pixels"
+        raise UserError(f"{path} holds a {what}: there is no autoencoder in it")
     vae = _with_statistics(VAE(config.vae), saved.meta)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.eval_shape(vae.init, jax.random.key(0))
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-    restored = Checkpoints(folder).restore({"ema": like}, step=step)
-    for skipped, reason in restored.skipped:
-        log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
-    return vae, restored.ema
+    return vae, read_ema(folder, vae.init, step)
 
 
 def save_vae(folder, vae: VAE, params) -> None:
@@ -151,4 +143,4 @@ def _with_statistics(vae, meta):
 def _folder_of(path):
     if (path / FOLDER).is_dir():
         return path / FOLDER
-    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return folder_of(path)

@@ -7,16 +7,14 @@
 
 import dataclasses
 import functools
-import logging
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from causal_diffusion.checkpoint import Checkpoints, read_meta
+from causal_diffusion.checkpoint import beside, folder_of, read_ema, read_meta
 from causal_diffusion.compatibility.refusal import refuse
 from causal_diffusion.config import Config, freeze
 from causal_diffusion.errors import UserError
@@ -25,8 +23,6 @@ from causal_diffusion.motion.body import Body
 from causal_diffusion.nn.motion_text import MotionText, aligned_features
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
-
-log = logging.getLogger(__name__)
 
 AT_A_TIME = 32  # clips in one pass
 
@@ -142,8 +138,7 @@ def load_motion_text(path, *, step: int | None = None) -> Judge:
     Raises:
         CheckpointError: none is there. UserError: the run is of another kind.
     """
-    path = Path(path)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folder = folder_of(path)
     meta = read_meta(folder, step).meta
     config = freeze(meta["config"])
     if config.trains != "motion_text":
@@ -151,14 +146,9 @@ def load_motion_text(path, *, step: int | None = None) -> Judge:
     parts = tuple(tuple(part) for part in meta["parts"])
     model = MotionText(dataclasses.replace(config.motion_text, parts=parts))
     recipe = build_motion_text(config)._replace(model=model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.eval_shape(recipe.init_params, jax.random.key(0))
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-    restored = Checkpoints(folder).restore({"ema": like}, step=step)
-    for skipped, reason in restored.skipped:
-        log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
-    beside = folder.parent / TEXT if folder.name == "checkpoints" else folder / TEXT
-    return Judge(model, restored.ema, open_text_encoder(config.text, beside), Body.of_meta(meta["body"]), path)
+    ema = read_ema(folder, recipe.init_params, step)
+    text = open_text_encoder(config.text, beside(folder, TEXT))
+    return Judge(model, ema, text, Body.of_meta(meta["body"]), path)
 
 
 def features_of(judge: Judge, body: Body | None):

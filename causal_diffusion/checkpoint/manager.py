@@ -40,8 +40,9 @@ from causal_diffusion.checkpoint.leaves import compare, flatten, nonempty, reaso
 from causal_diffusion.checkpoint.manifest import DOCUMENTS, MANIFEST, TREES, Damage, read_manifest, seal, verify
 from causal_diffusion.errors import CheckpointError
 
-_STEP_FOLDER = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
+log = logging.getLogger(__name__)
 
+_STEP_FOLDER = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +243,33 @@ class Checkpoints:
 def read_meta(directory: str | os.PathLike, step: int | None = None) -> Restored:
     """Reads step, meta and data alone, verified: enough to build the model that the weights belong to."""
     return Checkpoints(directory).restore({}, step=step)
+
+
+def folder_of(path: str | os.PathLike) -> Path:
+    """Where the checkpoints of a run are: in its workdir, or the folder itself."""
+    path = Path(path)
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+
+
+def beside(directory: Path, name: str) -> Path:
+    """A folder of the workdir that a folder of checkpoints is in."""
+    return directory.parent / name if directory.name == "checkpoints" else directory / name
+
+
+def read_ema(directory: str | os.PathLike, init, step: int | None = None):
+    """The averaged weights of the newest intact checkpoint, whole on the first device; newer damaged ones are logged.
+
+    Args:
+      init: key -> fresh weights, the shapes of those wanted.
+      step: a certain checkpoint instead of the newest.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
+    restored = Checkpoints(directory).restore({"ema": like}, step=step)
+    for skipped, reason in restored.skipped:
+        log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
+    return restored.ema
 
 
 def _on_first_process(work) -> None:

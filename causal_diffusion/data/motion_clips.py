@@ -72,10 +72,8 @@ class MotionClips:
         self.clip_kinds = [clip.kind for clip, _ in kept]
         _check_config(config, library.body)
         lengths = np.array([len(numbers) for numbers in self._numbers])
-        windows = np.maximum(0, (lengths - config.frames) // config.stride + 1)
-        if config.shortest:
-            windows = np.maximum(windows, lengths >= config.shortest)
-        _check_lengths(config, split, lengths, self.names)
+        kind = {"train": "training", "test": "held-out"}[split]
+        windows = count_windows(config, lengths, self.names, kind, f"no {kind} clip")
         # Element i lies in the clip s with first_window[s] <= i < first_window[s + 1].
         self._first_window = np.cumsum([0, *windows])
 
@@ -140,6 +138,29 @@ def padded(frames: np.ndarray, length: int) -> dict[str, np.ndarray]:
     video = np.zeros((length, *frames.shape[1:]), np.float32)
     video[:count] = frames[:count]
     return {"video": video, "length": np.asarray(count, np.int32)}
+
+
+def count_windows(config: DataConfig, lengths: np.ndarray, names: list[str], kind: str, none: str) -> np.ndarray:
+    """How many elements each clip makes, by its frames: int [clips]. Those that make none are told in the log.
+
+    Args:
+        names: of the clips.
+        kind, none: what clips of this split are called in messages, and how it is said that there is none.
+
+    Raises:
+        UserError: no clip makes any.
+    """
+    key = "shortest" if config.shortest else "frames"
+    least, longest = getattr(config, key), int(np.argmax(lengths))
+    short = int((lengths < least).sum())
+    if short == len(lengths):
+        raise UserError(f"{none} has data.{key}={least} frames: the longest, {names[longest]}, has {lengths[longest]}; "
+                        f"set data.{key} to at most {lengths[longest]}")  # fmt: skip
+    if short:
+        log.warning("skipped %d of %d %s clips: they have fewer than data.%s=%d frames",
+                    short, len(lengths), kind, key, least)  # fmt: skip
+    windows = np.maximum(0, (lengths - config.frames) // config.stride + 1)
+    return np.maximum(windows, lengths >= config.shortest) if config.shortest else windows
 
 
 class _Library:
@@ -259,16 +280,3 @@ def _check_config(config: DataConfig, body: Body) -> None:
     for key in ("classes", "action_dim"):
         if getattr(config, key):
             raise UserError(f"data.{key} is {getattr(config, key)}: motion clips have captions only, set data.{key}=0")
-
-
-def _check_lengths(config: DataConfig, split: str, lengths: np.ndarray, names: list[str]) -> None:
-    key = "shortest" if config.shortest else "frames"
-    least = getattr(config, key)
-    short, longest = int((lengths < least).sum()), int(np.argmax(lengths))
-    kind = {"train": "training", "test": "held-out"}[split]
-    if short == len(lengths):
-        raise UserError(f"no {kind} clip has data.{key}={least} frames: the longest, {names[longest]}, has "
-                        f"{lengths[longest]}; set data.{key} to at most {lengths[longest]}")  # fmt: skip
-    if short:
-        log.warning("skipped %d of %d %s clips: they have fewer than data.%s=%d frames",
-                    short, len(lengths), kind, key, least)  # fmt: skip

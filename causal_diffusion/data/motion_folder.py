@@ -19,11 +19,9 @@ import numpy as np
 
 from causal_diffusion.data.captions import Caption
 from causal_diffusion.data.config import DataConfig
-from causal_diffusion.data.motion_clips import UNIT, padded
+from causal_diffusion.data.motion_clips import UNIT, count_windows, padded
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion.body import Body
-
-log = logging.getLogger(__name__)
 
 
 class Stretch(NamedTuple):
@@ -66,10 +64,7 @@ class MotionFolder:
         self.clip_records = [s.captions for s in stretches]
         self.clip_captions = [s.captions[0].text for s in stretches]
         lengths = np.array([len(s.numbers) for s in stretches])
-        self._windows = np.maximum(0, (lengths - config.frames) // config.stride + 1)
-        if config.shortest:
-            self._windows = np.maximum(self._windows, lengths >= config.shortest)
-        _check_lengths(config, split, lengths, self.names)
+        self._windows = count_windows(config, lengths, self.names, split, f"no clip of the {split} split")
         counts = self._windows * [len(s.captions) for s in stretches]
         # Element i lies in the stretch s with first[s] <= i < first[s + 1].
         self._first = np.cumsum([0, *counts])
@@ -270,15 +265,3 @@ def _load(path: Path) -> np.ndarray:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None
     return array
-
-
-def _check_lengths(config: DataConfig, split: str, lengths: np.ndarray, names: list[str]) -> None:
-    key = "shortest" if config.shortest else "frames"
-    least, longest = getattr(config, key), int(np.argmax(lengths))
-    short = int((lengths < least).sum())
-    if short == len(lengths):
-        raise UserError(f"no clip of the {split} split has data.{key}={least} frames: the longest, {names[longest]}, "
-                        f"has {lengths[longest]}; set data.{key} to at most {lengths[longest]}")  # fmt: skip
-    if short:
-        log.warning("skipped %d of %d %s clips: they have fewer than data.%s=%d frames",
-                    short, len(lengths), split, key, least)  # fmt: skip

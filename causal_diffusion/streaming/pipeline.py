@@ -6,15 +6,13 @@ as it is clean, by a decoder that remembers what it needs of the blocks before (
 
 import dataclasses
 import functools
-import logging
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from causal_diffusion.autoencoder import FOLDER, check_sizes, fingerprint, load_vae
-from causal_diffusion.checkpoint import Checkpoints, load_tree, read_meta
+from causal_diffusion.checkpoint import beside, folder_of, load_tree, read_ema, read_meta
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.motion.body import Body
@@ -38,8 +36,6 @@ from causal_diffusion.streaming.inputs import (
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Mark, Session
 from causal_diffusion.streaming.state import Action, sample_keys
-
-log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -90,23 +86,17 @@ class Pipeline:
             CheckpointError: nothing intact is there, or another autoencoder than the one it was trained with.
             UserError: an override of an identity key, or the run of an autoencoder.
         """
-        path = Path(path)
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        folder = folder_of(path)
         meta = read_meta(folder, step).meta
         saved = freeze(meta["config"])
         if saved.trains == "vae":
             raise UserError(f"{path} holds an autoencoder: load_vae reads it, and there is nothing to stream")
         config = _overridden(saved, overrides)
         recipe = build(config).streaming()
-        like = jax.eval_shape(recipe.init_params, jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-        restored = Checkpoints(folder).restore({"ema": like}, step=step)
-        for skipped, reason in restored.skipped:
-            log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
+        ema = read_ema(folder, recipe.init_params, step)
         codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
         text = open_text_encoder(config.text, beside(folder, TEXT)) if config.text.encoder != "none" else None
-        return cls(config, restored.ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")))
+        return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")))
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
         """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
@@ -269,11 +259,6 @@ class Pipeline:
 def _shapes(key):
     """Elastic keys that a saved stream nevertheless depends on."""
     return key.startswith(("schedule.", "solver.", "guidance.", "cache."))
-
-
-def beside(folder, name):
-    """A folder of the workdir, from its folder of checkpoints."""
-    return folder.parent / name if folder.name == "checkpoints" else folder / name
 
 
 def _codec(folder, config, made_with):
