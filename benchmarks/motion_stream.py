@@ -63,6 +63,26 @@ def reaction(stream: Positions, prompt: str, longest: float = 6.0) -> float:
     return float("inf")
 
 
+def curves(found, usual):
+    """Picture of what drifts: heights of the root above, speeds of the joints below, each in the data's range."""
+    from causal_diffusion.render.plot import line_plot
+
+    def flat(value):
+        return np.full(len(found.height), value)
+
+    title = f"{len(found.height) * WINDOW / 60:g} minutes of motion, a new prompt every {WINDOW:g} s"
+    rare = 100 - usual.percentile
+    heights = {"lowest": found.lowest, "mean": found.height, "highest": found.highest,
+               f"{rare:.1g} % of the data are below {usual.low:.2f} m": flat(usual.low),
+               f"{rare:.1g} % above {usual.high:.2f} m": flat(usual.high)}  # fmt: skip
+    speeds = {"mean": found.speed, "fastest": found.fastest,
+              f"{usual.percentile:g}th percentile of the data, {usual.speed:.2f} m/s": flat(usual.speed)}  # fmt: skip
+    return np.concatenate([
+        line_plot(heights, title=title, xlabel="", ylabel="root height, m", x_start=1, y_range=(0.0, 2.0)),
+        line_plot(speeds, title="", xlabel="window of ten seconds", ylabel="joint speed, m/s", x_start=1),
+    ])  # fmt: skip
+
+
 def main():
     """Streams, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +96,6 @@ def main():
     from causal_diffusion.data.motion_clips import MotionClips
     from causal_diffusion.evaluation.motion_smoothness import Range, drift
     from causal_diffusion.render.files import write_png
-    from causal_diffusion.render.plot import line_plot
     from causal_diffusion.streaming.pipeline import Pipeline
 
     pipe = Pipeline.from_checkpoint(args.run, overrides=[o for o in args.overrides.split(",") if o])
@@ -123,13 +142,7 @@ def main():
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "stream.json").write_text(json.dumps(out, indent=1) + "\n")
-    low, high = (np.full(len(windows), height) for height in (usual.low, usual.high))
-    write_png(args.out / "drift.png", line_plot(
-        {"root height, mean (m)": found.height, "lowest": found.lowest, "highest": found.highest,
-         "joint speed, mean (m/s)": found.speed, f"usual height: {usual.low:.2f}": low, f"and {usual.high:.2f}": high},
-        title=f"{args.minutes:g} minutes of motion, a new prompt every {WINDOW:g} s", xlabel="window of ten seconds",
-        ylabel="m, m/s", x_start=1,
-    ))  # fmt: skip
+    write_png(args.out / "drift.png", curves(found, usual))
     print(json.dumps(out, indent=1))
     print(found)
 

@@ -102,7 +102,8 @@ def _interval(values):
     return Interval(mean, half) if values.ndim > 1 else Interval(float(mean), float(half))
 
 
-def r_precision(text, motion, pool: int = POOL, top: int = 3, captions: Sequence | None = None, seed: int = 0):
+def r_precision(text, motion, pool: int = POOL, top: int = 3, captions: Sequence | None = None, seed: int = 0,
+                counted=None):  # fmt: skip
     """Share of captions whose own motion is among the nearest 1 ... ``top`` of its pool: float64 [top].
 
     Pairs [N, E] are shuffled and dealt into pools of ``pool``; what does not fill the last pool is dropped. Ties go to
@@ -111,9 +112,12 @@ def r_precision(text, motion, pool: int = POOL, top: int = 3, captions: Sequence
     captions: [N], anything that compares equal for equal captions. Then no two captions of a pool are equal, where the
     published protocol counts the motion of an equal caption as a miss. As long as ``pool`` captions have pairs left, a
     pool takes one pair each of those with the most left, ties by lot; what is left over is dropped.
+    counted: bool [N]: the share is of these pairs only, such as those of a kind too rare to fill pools; pools are dealt
+    from all pairs as ever, so the numbers compare. Default: all.
 
     Raises:
-        ValueError: the shapes differ, or there are fewer pairs, or fewer different captions, than a pool takes.
+        ValueError: the shapes differ, or there are fewer pairs, or fewer different captions, than a pool takes, or no
+            pair in the pools is counted.
     """
     text, motion = _pairs(text, motion)
     rng = np.random.default_rng(seed)
@@ -125,13 +129,18 @@ def r_precision(text, motion, pool: int = POOL, top: int = 3, captions: Sequence
     if not pools or not 1 <= top <= pool:
         raise ValueError(f"pool is {pool} and top {top}, and there are {len(text)} pairs: pool={len(text)} and a top "
                          f"of 1 to {len(text)} would do")  # fmt: skip
+    counted = np.ones(len(text), bool) if counted is None else np.asarray(counted, bool)
+    if counted.shape != (len(text),) or not counted[np.concatenate(pools)].any():
+        raise ValueError(f"counted has the shape {counted.shape} and names {counted.sum()} pairs: one bool for each of "
+                         f"{len(text)} pairs, at least one of them true in a pool, would do")  # fmt: skip
     hits, asked = np.zeros(top), 0
     for chosen in pools:
         distance = np.linalg.norm(text[chosen][:, None] - motion[chosen][None], axis=-1)
         nearest = np.argsort(distance, axis=1, kind="stable")
         rank = np.argmax(nearest == np.arange(pool)[:, None], axis=1)
+        rank = rank[counted[chosen]]
         hits += [(rank < k).sum() for k in range(1, top + 1)]
-        asked += pool
+        asked += len(rank)
     return hits / asked
 
 

@@ -68,6 +68,16 @@ def test_pools_of_different_captions_take_from_the_fullest_first():
     assert all(captions[a] != captions[b] for a, b in pools)
 
 
+def test_pairs_too_few_for_pools_are_counted_in_those_of_all():
+    """Five motions that lie elsewhere: missed when they alone are counted, and the two shares make up the whole."""
+    text = embeddings(64)
+    moved = np.arange(64) < 5
+    made = text + np.where(moved, 100.0, 0.0)[:, None]
+    whole, new, rest = (motion.r_precision(text, made, counted=counted) for counted in (None, moved, ~moved))
+    np.testing.assert_allclose(64 * whole, 5 * new + 59 * rest)
+    assert new[0] < 0.5 and rest[0] == 1.0
+
+
 def test_repeats_and_their_interval():
     seeds = []
 
@@ -185,6 +195,8 @@ def test_labels_of_real_clips_by_geometry():
     (lambda x: motion.r_precision(x, x, pool=2), "pool is 2 and top 3"),
     (lambda x: motion.r_precision(x, x, captions=np.arange(10) % 7), "7 different captions: pool=7"),
     (lambda x: motion.r_precision(x, x, captions=[1]), "one for each of 10 pairs"),
+    (lambda x: motion.r_precision(x, x, pool=5, counted=[True]), "one bool for each of 10 pairs"),
+    (lambda x: motion.r_precision(x, x, pool=5, counted=np.zeros(10, bool)), "names 0 pairs"),
     (lambda x: motion.subsequences(x, [4, 4]), r"boundaries is \[4, 4\] and the motion has 10 frames"),
     (lambda x: motion.subsequences(x, [10]), "between 1 and 9"),
     (lambda x: motion.transitions(x, [8], 6), "frame 8 is 2 frames from an end of the motion: frames=4"),
