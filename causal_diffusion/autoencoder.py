@@ -100,7 +100,7 @@ def load_vae(path, *, step: int | None = None) -> tuple[VAE, dict]:
 
 def save_vae(folder, vae: VAE, params) -> None:
     """Writes an autoencoder by itself, for ``load_vae``; one that is there already must be this one."""
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, asynchronous=False, alone=True)
     meta = {"config": json.loads(to_json(Config(trains="vae", vae=vae.config))), "latents": statistics_of(vae)}
     if checkpoints.latest() is None:
         checkpoints.save(0, ema=params, meta=meta)

@@ -1,48 +1,85 @@
 """What ``train.py`` and ``sample.py`` do with a command line.
 
-A user's mistake ends in one line on stderr and exit code 2.
+A user's mistake ends in one line on stderr and exit code 2; a run that SIGTERM stopped in one line and exit code 75.
 """
 
 import argparse
+import contextlib
 import errno
+import os
 import sys
+import time
+import traceback
 from pathlib import Path
 
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
+from causal_diffusion.parallel import distributed
+from causal_diffusion.parallel.cluster import KINDS, PORT, ClusterConfig
+
+LAST_WORDS = 3.0  # seconds that process 0, which the others lean on, leaves them to say why they end
 
 
 def run(main) -> None:
-    """Calls ``main()``; turns a UserError, a disk that takes no more, or Ctrl-C into one line and exit code 2."""
+    """Calls ``main()``; turns a UserError, a disk that takes no more, or Ctrl-C into one line and an exit code.
+
+    Of several processes one that fails leaves at once, since the others may wait for it where it never comes: they
+    then end by themselves, or their launcher ends them.
+    """
     try:
         main()
     except UserError as error:
-        sys.exit(_fail(str(error)))
+        code = getattr(error, "exit_code", None)  # all agreed to stop, and leave in good order
+        if code is None:
+            _leave(_fail(str(error)))
+        sys.exit(_fail(str(error), code) if distributed.is_writer() else code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            _leave_if_many()
             raise
         where = f" at {error.filename}" if error.filename else ""
-        sys.exit(_fail(f"cannot write{where}: {error.strerror}; the last checkpoint stands, make room and start again"))
+        _leave(_fail(f"cannot write{where}: {error.strerror}; the last checkpoint stands, make room and start again"))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the last checkpoint stands, and the same command goes on from there"))
+        _leave(_fail("interrupted; the last checkpoint stands, and the same command goes on from there"))
+    except BaseException:
+        _leave_if_many()
+        raise
 
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
+    config, options, cluster = train_options(arguments)
+    distributed.initialise(cluster)
+    from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
+
+    if options.dry_run:
+        said = dry_run(config)
+        if distributed.is_writer():
+            print(said)
+    else:
+        train(config, options.workdir)
+        distributed.barrier("the end of the run", timeout=distributed.DAY)  # process 0 may still be evaluating
+
+
+def train_options(arguments=None):
+    """The command line of ``train.py`` -> (config, options, where other processes are). Touches no device."""
     parser = Parser(prog="train.py", description="Trains a system from its config.")
     parser.add_argument("--config", required=True, help="configs/NAME.py, or NAME, with :variant if wanted")
     parser.add_argument("--workdir", help="folder of the run; needed unless --dry_run")
     parser.add_argument("--dry_run", action="store_true", help="print sizes, FLOPs and memory, and stop")
+    parser.add_argument("--cluster", default="auto", help=f"where processes find each other: {', '.join(KINDS)}")
+    parser.add_argument("--coordinator", help=f"host:port of process 0, as localhost:{PORT}; or CD_COORDINATOR")
+    parser.add_argument("--processes", type=int, help="how many there are; or CD_PROCESSES")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0; or CD_PROCESS")
+    parser.add_argument("--start_timeout", type=float, default=300.0, help="seconds in which all of them have to come")
     options, overrides = parse_options(parser, arguments)
     config = freeze(load_config(options.config, overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
-    from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
-
-    if options.dry_run:
-        print(dry_run(config))
-    else:
-        train(config, options.workdir)
+    cluster = ClusterConfig(
+        options.cluster, options.coordinator, options.processes, options.process, options.start_timeout
+    )
+    return config, options, cluster
 
 
 def sample_main(arguments=None) -> None:
@@ -95,6 +132,25 @@ def parse_options(parser, arguments):
     return options, overrides
 
 
-def _fail(message) -> int:
+def _fail(message, code=2) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return 2
+    return code
+
+
+def _leave(code) -> None:
+    """Ends this process; one of several without waiting for the others, as its regular end would for minutes."""
+    if distributed.coordination_client() is None:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if distributed.is_writer():
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(LAST_WORDS)
+    os._exit(code)
+
+
+def _leave_if_many() -> None:
+    """The same after a bug, whose traceback is printed here. Alone: does nothing."""
+    if distributed.coordination_client() is not None:
+        traceback.print_exc()
+        _leave(1)

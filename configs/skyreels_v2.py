@@ -4,7 +4,8 @@ Paper:     Chen et al. 2025, arXiv 2504.13074 (1.3 B parameters, 540P, asynchron
 Command:   cd.train(cd.load_config("skyreels_v2"), workdir="runs/skyreels_v2", source=latents)
 Hardware:  a pod, mesh.fsdp >= 8. Not with dense attention, the only one so far: 61,200 tokens ask for 167 GiB of scores
            per layer and clip. 'tiny': two CPU cores, four minutes.
-Expected:  'tiny': docs/family.md. Paper: VBench 83.9 (14 B). The network has Wan 2.1's 1,418,996,800 parameters.
+Expected:  'tiny': docs/family.md. Paper: VBench 83.9 (14 B, variant '14b'). The network has Wan 2.1's 1,418,996,800
+           parameters, that of '14b' 14.3 billion.
 
 The six values:
   layout     block_causal, five latent frames per block.
@@ -25,7 +26,7 @@ from causal_diffusion.tiny import tiny_on_digits
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Variants: '' (above) and 'tiny' (moving digits, two CPU cores)."""
+    """Variants: '' (above), '14b' (the sizes of Wan 2.1 14B, for a pod) and 'tiny' (moving digits, two CPU cores)."""
     c = ml_collections.ConfigDict()
     c.data = dict(source="own", frames=30, height=68, width=120, channels=16)
     c.model = dict(width=1536, depth=30, heads=12, mlp=8960, patch=(1, 2, 2), channels=16, text=4096, text_layers=2)
@@ -46,6 +47,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.layout.update(block=2)
         c.schedule.update(steps=8, stride=2.0)
         c.mesh.update(fsdp=1)
+    elif variant == "14b":
+        c.model.update(width=5120, depth=40, heads=40, mlp=13824)
+        c.train.update(batch=512)
+        c.mesh.update(data=-1, fsdp=8, context=2, tensor=4)
     elif variant:
-        raise ValueError(f"skyreels_v2 has no variant {variant!r}; there is 'tiny'")
+        raise ValueError(f"skyreels_v2 has no variant {variant!r}; there are '14b' and 'tiny'")
     return c

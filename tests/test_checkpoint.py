@@ -23,9 +23,10 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from causal_diffusion import checkpoint
-from causal_diffusion.checkpoint import Checkpoints, load_tree, manager, manifest, read_meta, save_tree
+from causal_diffusion.checkpoint import Checkpoints, load_tree, manager, manifest, read_meta, save_tree, storage
 from causal_diffusion.errors import CheckpointError
 
+at_once = functools.partial(Checkpoints, asynchronous=False)
 META = {"config": {"width": 16, "name": "tiny", "levels": [0.5, 1.0]}, "note": "ä"}
 
 
@@ -99,7 +100,7 @@ def flip(path, position: int) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Steps 100 and 200, saved once. Tests that change anything take a copy."""
-    store = Checkpoints(tmp_path_factory.mktemp("saved") / "checkpoints")
+    store = at_once(tmp_path_factory.mktemp("saved") / "checkpoints")
     save(store, 100)
     save(store, 200)
     return store.directory
@@ -107,7 +108,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def store(saved, tmp_path):
-    return Checkpoints(shutil.copytree(saved, tmp_path / "moved"))
+    return at_once(shutil.copytree(saved, tmp_path / "moved"))
 
 
 def test_round_trip(store):
@@ -143,7 +144,7 @@ def test_read_meta_needs_no_model(store):
 
 
 def test_checkpoint_for_inference_alone(tmp_path):
-    store = Checkpoints(tmp_path)
+    store = at_once(tmp_path)
     store.save(0, ema=make_ema(), meta=META)
     restored = store.restore({"ema": LIKE["ema"]})
     assert_same(restored.ema, make_ema())
@@ -153,7 +154,7 @@ def test_checkpoint_for_inference_alone(tmp_path):
 
 
 def test_looking_creates_nothing(tmp_path):
-    store = Checkpoints(tmp_path / "none")
+    store = at_once(tmp_path / "none")
     assert (store.latest(), store.steps()) == (None, [])
     with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path / 'none'}"):
         store.restore(LIKE)
@@ -185,7 +186,7 @@ def test_restores_on_any_mesh(tmp_path, saved, shape):
     tree = make_tree(100)
     split = jax.device_put(tree, jax.tree.map(everywhere, tree))
     assert len(split["params"]["block_0"]["kernel"].addressable_shards) == 8
-    store = Checkpoints(tmp_path)
+    store = at_once(tmp_path)
     store.save(1, ema=make_ema(), train=split, meta=META)
     target = placed_on(mesh_of(shape))
     train = store.restore({"train": like(tree, target)}).train
@@ -269,15 +270,15 @@ def test_unknown_step_lists_the_known(store):
 
 
 def test_orbax_failing_on_intact_bytes_walks_back_but_is_never_removed(store, monkeypatch):
-    restore = ocp.CheckpointManager.restore
+    restore = ocp.Checkpointer.restore
 
-    def fail_at_200(self, step, **options):
-        if step == 200:
+    def fail_at_200(self, folder, **options):
+        if folder.name == "200":
             raise ValueError("NOT_FOUND: something\nlong")
-        return restore(self, step, **options)
+        return restore(self, folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ocp.CheckpointManager, "restore", fail_at_200)
+        patch.setattr(ocp.Checkpointer, "restore", fail_at_200)
         restored = store.restore(LIKE)
     assert restored.skipped == ((200, "orbax cannot read it: NOT_FOUND: something"),)
     save(store, 300)
@@ -309,7 +310,7 @@ def test_another_structure_is_refused_at_once(store):
 
 
 def test_what_cannot_come_back_is_refused_before_anything_is_written(tmp_path):
-    store = Checkpoints(tmp_path / "new")
+    store = at_once(tmp_path / "new")
     for ema, words in [({"a": 1.5}, "leaf a is a float"), ({"n": {"b": np.arange(3)}}, "leaf n/b is int64"),
                        ({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, "two leaves are named a/b")]:
         with pytest.raises(ValueError, match=words):
@@ -330,7 +331,7 @@ def test_an_intact_step_is_not_overwritten(store):
 
 
 def test_keeps_the_newest_and_counts_only_intact_ones(tmp_path):
-    store = Checkpoints(tmp_path, keep=2)
+    store = at_once(tmp_path, keep=2)
     for step in (1, 2, 3, 5):
         store.save(step, ema=make_ema(step), meta={})
     assert store.steps() == [3, 5]
@@ -344,7 +345,7 @@ def test_keeps_the_newest_and_counts_only_intact_ones(tmp_path):
 
 def test_old_ones_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     """Stop at each stage in turn: the one checkpoint that is kept is there until the next is sealed."""
-    store = Checkpoints(tmp_path, keep=1)
+    store = at_once(tmp_path, keep=1)
     store.save(1, ema=make_ema(1), meta={})
     for stage in ((manager, "seal"), (manager, "read_manifest"), (manifest, "flush_folder")):
         with monkeypatch.context() as patch:
@@ -362,13 +363,14 @@ def test_old_ones_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ValueError("RESOURCE_EXHAUSTED: Error writing ...: No space left on device [os_error_code='28']\nmore"),
 ], ids=["files", "tensorstore"])
-@pytest.mark.parametrize("stage", ["orbax", "flush", "manifest"])
+@pytest.mark.parametrize("stage", ["orbax", "background", "flush", "manifest"])
 def test_full_disk_in_one_line(store, monkeypatch, stage, failure):
     def fail(*args, **options):
         raise failure
 
-    target, name = {"orbax": (ocp.CheckpointManager, "save"), "flush": (manifest, "_size_and_sha256"),
-                    "manifest": (os, "replace")}[stage]
+    target, name = {"orbax": (ocp.AsyncCheckpointer, "save"),
+                    "background": (ocp.AsyncCheckpointer, "wait_until_finished"),
+                    "flush": (manifest, "_size_and_sha256"), "manifest": (os, "replace")}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(target, name, fail)
         with pytest.raises(CheckpointError) as error:
@@ -384,11 +386,11 @@ def test_full_disk_in_one_line(store, monkeypatch, stage, failure):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/checkpoints: Not a directory; no checkpoint is there"):
-        Checkpoints(tmp_path / "file" / "checkpoints").save(1, ema=make_ema(), meta={})
+        at_once(tmp_path / "file" / "checkpoints").save(1, ema=make_ema(), meta={})
 
 
 def test_only_orbax_is_silenced_and_only_meanwhile(store, caplog):
-    with manager._manager(store.directory):
+    with storage.muted():
         logging.getLogger("absl").warning("from elsewhere")
     assert caplog.messages == ["from elsewhere"]
     assert logging.getLogger("absl").filters == []
@@ -401,7 +403,7 @@ PRELUDE = """
     import jax, jax.numpy as jnp
     from causal_diffusion import checkpoint
     from causal_diffusion.errors import CheckpointError
-    store = checkpoint.Checkpoints(sys.argv[1], keep=2)
+    store = checkpoint.Checkpoints(sys.argv[1], keep=2, asynchronous=False)
     key = jax.random.key(0)
     def tree(step):
         return {"kernel": jax.random.normal(jax.random.fold_in(key, step), (1024, 1024))}
@@ -459,7 +461,7 @@ def test_full_disk_for_real(tmp_path):
 
 
 def test_killed_while_orbax_writes(tmp_path):
-    store = Checkpoints(tmp_path)
+    store = at_once(tmp_path)
     for _ in range(5):  # on a busy machine the signal may come too late
         process = start("save(1) if store.latest() is None else None; save(2)", tmp_path)
         while process.poll() is None and not any(tmp_path.glob("2.orbax-checkpoint-tmp/train*")):

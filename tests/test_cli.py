@@ -22,6 +22,7 @@ from causal_diffusion.cli import run, sample_main, train_main
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.training import loop
+from causal_diffusion.training.interrupt import Interrupted, Preempted
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -60,12 +61,12 @@ def trained(tmp_path_factory):
     return workdir
 
 
-def fails(main, *arguments):
-    """The one line that a mistake leaves on stderr, after exit code 2."""
+def fails(main, *arguments, code=2):
+    """The one line that a mistake leaves on stderr, after its exit code."""
     stderr = io.StringIO()
     with redirect_stderr(stderr), pytest.raises(SystemExit) as exit:
         run(lambda: main(list(map(str, arguments))))
-    assert exit.value.code == 2
+    assert exit.value.code == code
     lines = [line.strip() for line in re.split("[\r\n]+", stderr.getvalue())]
     lines = [line for line in lines if line and "%|" not in line]  # without progress bars
     assert len(lines) == 1, stderr.getvalue()
@@ -92,6 +93,14 @@ def test_what_a_user_can_cause_is_one_line(error):
         assert line == str(error)
     else:
         assert "interrupted" in line and "goes on from there" in line
+
+
+@pytest.mark.parametrize(("error", "code"), [(Interrupted("stopped"), 2), (Preempted("taken away"), 75)])
+def test_who_stopped_a_run_is_told_by_its_exit_code(error, code):
+    def main(arguments):
+        raise error
+
+    assert fails(main, code=code) == str(error)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.ECONNRESET, "reset"), RuntimeError()])
@@ -125,6 +134,9 @@ def test_what_is_a_bug_keeps_its_traceback(error):
     (["--config"], ("--config", "expected one argument")),
     (["--config=quickstart", "--workdir=x", "--config.model.channels=3"], ("model.channels is 3", "= 1 would do")),
     (["--config=quickstart:tiny", "--dry_run", "--config.train.decay=cosinus"], ("train.decay is 'cosinus'",)),
+    (["--config=quickstart", "--dry_run", "--processes=2"], ("--processes is 2, and CD_COORDINATOR and CD_PROCESS",)),
+    (["--config=quickstart", "--dry_run", "--processes=two"], ("--processes", "two")),
+    (["--config=quickstart", "--dry_run", "--cluster=slrum"], ("--cluster is 'slrum'", "slurm")),
 ])
 def test_mistakes_in_train(arguments, words):
     line = fails(train_main, *arguments)

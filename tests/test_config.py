@@ -173,3 +173,12 @@ def test_elastic_keys_exist():
         assert name in keys or any(key.startswith(f"{name}.") for key in keys), name
     for key in ("model.width", "layout.block", "process.predict", "levels.kind", "data.source", "train.lr", "seed"):
         assert not any(key == name or key.startswith(f"{name}.") for name in ELASTIC)  # what a checkpoint is
+
+
+@pytest.mark.parametrize(("every", "near"), [(300, 250), (-250, 250), (900, 1000)])
+def test_checkpoints_that_are_kept_are_checkpoints_that_are_saved(every, near):
+    with pytest.raises(UserError) as error:
+        freeze(load_config("quickstart", {"log.keep_every": every, "log.checkpoint": 250}))
+    assert f"log.keep_every is {every} and log.checkpoint is 250" in str(error.value)
+    assert str(error.value).endswith(f"0 or a multiple of log.checkpoint, {near} would do")
+    assert freeze(load_config("quickstart", {"log.keep_every": near, "log.checkpoint": 250})).log.keep_every == near

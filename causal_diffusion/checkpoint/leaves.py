@@ -1,6 +1,7 @@
 """A pytree as named leaves, what is compared of them, and files that are written whole or not at all."""
 
 import contextlib
+import json
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,21 @@ def nonempty(leaves: dict[str, Any]) -> dict[str, Any]:
 def specs(leaves: dict[str, Any]) -> dict[str, str]:
     """{path: dtype and shape}, such as {"params/kernel": "float32[64, 256]"}."""
     return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def of_specs(specs: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `specs` was made of.
+
+    Raises:
+      ValueError: a leaf holds keys, whose kind their name does not tell.
+    """
+    leaves = {}
+    for path, spec in specs.items():
+        dtype, _, shape = spec.partition("[")
+        if dtype.startswith("key<"):
+            raise ValueError(f"leaf {path} is {spec}: say what kind of key is wanted")
+        leaves[path] = jax.ShapeDtypeStruct(json.loads(f"[{shape}"), jax.numpy.dtype(dtype))
+    return leaves
 
 
 def compare(where: str, *, saved: dict[str, str], wanted: dict[str, str]) -> None:

@@ -12,6 +12,11 @@ digest of itself. Orbax alone restores a flipped byte, casts a dtype and takes a
 checkpoint, all without a word. So here a folder without ``checksums.json`` is half-written, files are
 verified before they are read, and leaves are compared with the wanted ones before anything is restored.
 
+A save goes on in the background::
+
+    save()       waits for the last one | makes room, copies the arrays to the host | returns
+    thread                                orbax writes | checksums | manifest | old ones are removed
+
 *Damage* (a checkpoint that cannot be trusted): restoring walks back to the newest intact one and reports what
 it skipped. *Mismatch* (another model's leaf, shape or dtype): refused at once, as an older one would not fit
 either. A directory belongs to its :class:`Checkpoints`, which removes old and half-written steps from it.
@@ -20,29 +25,31 @@ either. A directory belongs to its :class:`Checkpoints`, which removes old and h
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
-import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from causal_diffusion.checkpoint.leaves import compare, flatten, nonempty, reason_of, sharding_of, specs
+from causal_diffusion.checkpoint import storage
+from causal_diffusion.checkpoint.agreement import Agreement
+from causal_diffusion.checkpoint.leaves import compare, flatten, nonempty, of_specs, reason_of, sharding_of, specs
 from causal_diffusion.checkpoint.manifest import DOCUMENTS, MANIFEST, TREES, Damage, read_manifest, seal, verify
+from causal_diffusion.checkpoint.paths import absolute, is_local, remove_tree
 from causal_diffusion.errors import CheckpointError
 
-log = logging.getLogger(__name__)
-
 _STEP_FOLDER = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
+_PATIENCE = 30.0  # seconds
+_AT_ONCE = 2**26  # bytes of room that are tried before a save
+_numbers = itertools.count()  # of the operations of this process, so that each has a name of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +67,46 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, in one directory.
 
-    Nothing is created or held open between calls, so readers may look at the directory of a running job.
+    Nothing is created or held open but by a save, so readers may look at the directory of a running job.
     Every method is called by all processes of a job alike; they share the file system.
 
     Args:
-      directory: folder of the checkpoints; made by the first save.
-      keep: how many complete checkpoints to keep. Damaged and half-written ones do not count.
+      directory: folder of the checkpoints; made by the first save. Any path that etils.epath understands.
+      keep: how many complete checkpoints to keep, the newest. Damaged and half-written ones do not count.
+      keep_every: steps that are multiples of it are kept besides; 0: none.
+      asynchronous: whether `save` returns as soon as the arrays are copied, and goes on in the background.
+      alone: whether this process acts for itself, and the others of the job do not take part.
+
+    Attributes:
+      stalls: of every finished save, (seconds for which `save` held its caller up, seconds that it took in all).
+        Until the arrays themselves are computed no clock runs.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3, keep_every: int = 0,
+                 asynchronous: bool = True, alone: bool = False):  # fmt: skip
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self.directory = Path(os.path.abspath(directory))
-        self.keep = keep
+        if keep_every < 0:
+            raise ValueError(f"keep_every must be at least 0, not {keep_every}")
+        self.directory = absolute(directory)
+        self.keep, self.keep_every, self.alone = keep, keep_every, alone
+        self.stalls: list[tuple[float, float]] = []
+        self._asynchronous = asynchronous
         self._damaged: set[int] = set()
+        self._saving: _Saving | None = None
+        self._past: list[Agreement] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Waits for a save that is under way. What went wrong with it is raised unless something else was."""
+        try:
+            self.wait()
+        except CheckpointError as late:
+            if error is None:
+                raise
+            error.add_note(str(late))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending. Restoring shows whether they are still intact."""
@@ -84,10 +117,11 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, *, ema: Any, meta: dict, train: Any = None, data: dict | None = None) -> None:
-        """Writes a checkpoint; when this returns, it is complete, checksummed and flushed to disk.
+        """Writes a checkpoint. When this returns the arrays may be donated; `wait` returns when it is complete.
 
-        A damaged or half-written checkpoint of the same step is replaced. Older ones beyond `keep` are
-        removed once the new one is complete: a process killed at any moment loses at most what it is writing.
+        The save before is waited for first. Complete means: checksummed, and on a local disk flushed. A damaged or
+        half-written checkpoint of the same step is replaced. Older ones beyond `keep` are removed once the new one is
+        complete: a process killed at any moment loses at most what it is writing.
 
         Args:
           step: training step, >= 0.
@@ -96,43 +130,69 @@ class Checkpoints:
             `train` and `data` may be None: the item is left out, as in a checkpoint for inference alone.
 
         Raises:
-          CheckpointError: the files cannot be written (a full disk), or `step` already holds an intact
-            checkpoint. Older checkpoints are then as they were, and nothing of the new one is left.
+          CheckpointError: the files cannot be written (a full disk), those of the save before could not, or `step`
+            already holds an intact checkpoint. Older checkpoints are then as they were, and nothing of the new one is
+            left.
         """
         trees = {name: flatten(tree)[0] for name, tree in zip(TREES, (ema, train), strict=True)
                  if tree is not None}
         documents = {name: value for name, value in zip(DOCUMENTS, (data, meta), strict=True)
                      if value is not None}
-        items: dict[str, Any] = {name: ocp.args.JsonSave(value) for name, value in documents.items()}
-        items |= {name: ocp.args.StandardSave(stored) for name, leaves in trees.items()
-                  if (stored := nonempty(leaves))}
+        documents = json.loads(json.dumps(documents))  # a copy, and what JSON cannot hold is found here
         contents = {name: specs(leaves) for name, leaves in trees.items()} | dict.fromkeys(documents)
-        json.dumps(documents)  # what JSON cannot hold is the caller's mistake: found before a byte is written
+        began = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter() - began
+        jax.block_until_ready(trees)
+        began = time.perf_counter()
+        agreement = self._agreement(f"save of step {step}")
         try:
-            _on_first_process(lambda: self._make_room(step))
-            _on_first_process(lambda: self._check_space(trees))
-            with _manager(self.directory) as manager:
-                # Without `force`, orbax declines any step below the newest (which may be a damaged one).
-                if not manager.save(step, args=ocp.args.Composite(**items), force=True):
-                    raise RuntimeError("orbax declined to save")
-            _on_first_process(lambda: seal(self._folder(step), step, contents))
-        except CheckpointError:
-            raise
+            agreement.first(lambda: self._make_room(step, trees))
+            writing = storage.Writing(
+                self._folder(step),
+                {name: (storage.TREE, {path: _own(leaf) for path, leaf in stored.items()})
+                 for name, leaves in trees.items() if (stored := nonempty(leaves))}
+                | {name: (storage.DOCUMENT, value) for name, value in documents.items()},
+                None if self.alone else agreement.wait,
+            )  # fmt: skip
         except Exception as error:
-            if jax.process_index() == 0:
-                self._remove(step)
-            last = self.latest()
-            left = "no checkpoint is there" if last is None else f"the last complete one is step {last}"
-            raise CheckpointError(f"cannot save step {step} to {self.directory}: {reason_of(error)}; {left}; "
-                                  "make room there or choose another place, then start again") from error
-        _on_first_process(lambda: self._retire(step))
+            # Others may wait for this process where only devices meet: it must not wait for them for long.
+            raise self._give_up(step, error, agreement, patience=_PATIENCE) from error
+        self._saving = saving = _Saving(step)
+
+        def finish():
+            try:
+                writing.finish()
+                seal(self._folder(step), step, contents, agreement)
+                agreement.first(lambda: self._retire(step))
+                self.stalls.append((waited + blocked, waited + time.perf_counter() - began))
+            except BaseException as error:
+                saving.error = error
+                if isinstance(error, Exception):
+                    saving.error = self._give_up(step, error, agreement)
+
+        saving.thread = threading.Thread(target=finish, name=f"save of step {step}")
+        blocked = time.perf_counter() - began
+        saving.thread.start()
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last save is complete. Raises CheckpointError where it failed, once."""
+        if (saving := self._saving) is None:
+            return
+        saving.thread.join()
+        self._saving = None
+        if saving.error is not None:
+            raise saving.error
 
     def restore(self, like: dict[str, Any], *, step: int | None = None) -> Restored:
-        """Reads the newest intact checkpoint, or exactly `step`.
+        """Reads the newest intact checkpoint, or exactly `step`. A save that is under way is waited for.
 
         Args:
           like: the wanted trees, ``{"ema": tree, "train": tree}`` or one of them: pytrees of
-            `jax.ShapeDtypeStruct` with the shardings to restore to, on any mesh (without one: one device).
+            `jax.ShapeDtypeStruct` with the shardings to restore to, on any mesh (without one: one device). None
+            takes a tree as it is, {"path/of/leaf": array}.
             A tree that is not named is neither read nor verified; data and meta always are.
           step: this step and no other; None walks back from the newest to the first intact one.
 
@@ -142,15 +202,17 @@ class Checkpoints:
         """
         if not set(like) <= set(TREES):
             raise ValueError(f"a checkpoint's trees are {TREES}, not {tuple(like)}")
-        present = self._folders()
+        self.wait()
+        agreement = self._agreement("restore")
+        present = agreement.first(lambda: sorted(self._folders(), reverse=True))
         if not present:
             raise CheckpointError(f"no checkpoint in {self.directory}: expected folders named by their step")
         if step is not None and step not in present:
-            raise CheckpointError(f"no step {step} in {self.directory}: it holds {sorted(present)}")
+            raise CheckpointError(f"no step {step} in {self.directory}: it holds {present[::-1]}")
         skipped: list[tuple[int, str]] = []
-        for candidate in sorted(present, reverse=True) if step is None else [step]:
+        for candidate in present if step is None else [step]:
             try:
-                found = self._restore(candidate, like)
+                found = self._restore(candidate, like, agreement)
             except Damage as damage:
                 skipped.append((candidate, str(damage)))
                 if damage.proven:
@@ -160,29 +222,40 @@ class Checkpoints:
         reasons = "; ".join(f"step {candidate}: {reason}" for candidate, reason in skipped)
         raise CheckpointError(f"no intact checkpoint in {self.directory}: {reasons}")
 
-    def _restore(self, step: int, like: dict[str, Any]) -> Restored:
+    def _restore(self, step: int, like: dict[str, Any], agreement: Agreement) -> Restored:
         folder = self._folder(step)
-        content = read_manifest(folder)
-        wanted = {name: flatten(tree) for name, tree in like.items()}
-        for name, (leaves, _) in wanted.items():
-            if name not in content["items"]:
-                raise CheckpointError(f"{folder} has no item {name}: it holds {', '.join(content['items'])}")
-            compare(f"{folder}, item {name}", saved=content["items"][name], wanted=specs(leaves))
-        documents = [name for name in DOCUMENTS if name in content["items"]]
-        verify(folder, content["files"], (*wanted, *documents))
-        items: dict[str, Any] = {name: ocp.args.JsonRestore() for name in documents}
+        wanted = {name: flatten(tree) for name, tree in like.items() if tree is not None}
+
+        def check():
+            content = read_manifest(folder)
+            for name in like:
+                if name not in content["items"]:
+                    raise CheckpointError(f"{folder} has no item {name}: it holds {', '.join(content['items'])}")
+                if name not in wanted:
+                    wanted[name] = flatten(of_specs(content["items"][name]))
+                leaves, _ = wanted[name]
+                compare(f"{folder}, item {name}", saved=content["items"][name], wanted=specs(leaves))
+            documents = [name for name in DOCUMENTS if name in content["items"]]
+            verify(folder, content["files"], (*wanted, *documents), share=(agreement.index, agreement.count))
+            return documents
+
+        documents = _alike(check, agreement)
+        items: dict[str, Any] = {name: (storage.DOCUMENT, None) for name in documents}
         for name, (leaves, _) in wanted.items():
             targets = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(leaf))
                        for path, leaf in nonempty(leaves).items()}
             if targets:
-                items[name] = ocp.args.StandardRestore(targets)
-        try:
-            with _manager(self.directory) as manager:
-                read = manager.restore(step, args=ocp.args.Composite(**items))
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # the device is at fault, not the file: an older checkpoint would meet the same
-        except Exception as error:
-            raise Damage(f"orbax cannot read it: {reason_of(error)}", proven=False) from error
+                items[name] = (storage.TREE, targets)
+
+        def load():
+            try:
+                return storage.read(folder, items)
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise  # the device is at fault, not the file: an older checkpoint would meet the same
+            except Exception as error:
+                raise Damage(f"orbax cannot read it: {reason_of(error)}", proven=False) from error
+
+        read = _alike(load, agreement)
         trees = {}
         for name, (leaves, structure) in wanted.items():
             trees[name] = jax.tree.unflatten(structure, [
@@ -190,124 +263,111 @@ class Checkpoints:
                 for path, leaf in leaves.items()])
         return Restored(step, **trees, **{name: read[name] for name in documents})
 
-    def _folder(self, step: int) -> Path:
+    def _agreement(self, what: str) -> Agreement:
+        if len(self._past) > 1:  # all processes have met in the one after it
+            self._past.pop(0).forget()
+        self._past.append(Agreement(what if self.alone else f"{next(_numbers)}, {what}", alone=self.alone))
+        return self._past[-1]
+
+    def _give_up(self, step: int, error: Exception, agreement: Agreement, patience: float | None = None):
+        """Tells the other processes, removes what is half-written, and returns the CheckpointError that says so."""
+        agreement.fail(reason_of(error), patience)
+        if isinstance(error, _Occupied):
+            return error
+        steps = self.steps()
+        if agreement.index == 0 and step not in steps:
+            self._remove(step)
+        left = f"the last complete one is step {steps[-1]}" if steps else "no checkpoint is there"
+        return CheckpointError(f"cannot save step {step} to {self.directory}: {reason_of(error)}; {left}; "
+                               "make room there or choose another place, then start again")
+
+    def _folder(self, step: int):
         return self.directory / str(step)
 
-    def _folders(self) -> dict[int, list[Path]]:
+    def _folders(self) -> dict[int, list]:
         """Step -> its folders: the checkpoint itself, and what a save that was cut off left behind."""
-        found: dict[int, list[Path]] = {}
+        found: dict[int, list] = {}
         for path in self.directory.iterdir() if self.directory.is_dir() else ():
             if (match := _STEP_FOLDER.fullmatch(path.name)) and path.is_dir():
                 found.setdefault(int(match[1]), []).append(path)
         return found
 
-    def _make_room(self, step: int) -> None:
+    def _make_room(self, step: int, trees: dict[str, dict[str, Any]]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         folder = self._folder(step)
         if folder.exists():
             with contextlib.suppress(Damage):  # damage is precisely what may be replaced
                 verify(folder, read_manifest(folder)["files"])
-                raise CheckpointError(f"{folder} holds an intact checkpoint: move it away or save elsewhere")
+                raise _Occupied(f"{folder} holds an intact checkpoint: move it away or save elsewhere")
         self._remove(step)
-
-    def _check_space(self, trees: dict[str, dict[str, Any]]) -> None:
-        """Takes the room that a checkpoint needs and gives it back: OSError where there is not enough.
-
-        Orbax finds a full disk in the middle, in a dozen threads that each print what befell them.
-        """
-        if not hasattr(os, "posix_fallocate"):  # macOS
-            return
-        size = sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values())
-        with tempfile.TemporaryFile(dir=self.directory) as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size + 2**16)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot tell
-                    raise
+        if is_local(self.directory):
+            _check_space(self.directory, sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values()))
 
     def _remove(self, step: int) -> None:
         for path in self._folders().get(step, ()):
             with contextlib.suppress(OSError):
                 (path / MANIFEST).unlink()  # first: a removal that is cut off leaves a half-written folder
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
     def _retire(self, newest: int) -> None:
         """Removes what `newest`, complete, makes dispensable; nothing later, which may be another branch."""
         self._damaged.discard(newest)
         intact = [step for step in self.steps() if step <= newest and step not in self._damaged]
+        kept = {*intact[-self.keep :], *(step for step in intact if self.keep_every and step % self.keep_every == 0)}
         for step in self._folders():
-            if step <= newest and step not in intact[-self.keep:]:
+            if step <= newest and step not in kept:
                 self._remove(step)
 
 
-def read_meta(directory: str | os.PathLike, step: int | None = None) -> Restored:
-    """Reads step, meta and data alone, verified: enough to build the model that the weights belong to."""
-    return Checkpoints(directory).restore({}, step=step)
+class _Occupied(CheckpointError):
+    """There is an intact checkpoint where one is to be written."""
 
 
-def folder_of(path: str | os.PathLike) -> Path:
-    """Where the checkpoints of a run are: in its workdir, or the folder itself."""
-    path = Path(path)
-    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+@dataclasses.dataclass
+class _Saving:
+    """A save in the background, and what became of it."""
+
+    step: int
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
 
 
-def beside(directory: Path, name: str) -> Path:
-    """A folder of the workdir that a folder of checkpoints is in."""
-    return directory.parent / name if directory.name == "checkpoints" else directory / name
-
-
-def read_ema(directory: str | os.PathLike, init, step: int | None = None):
-    """The averaged weights of the newest intact checkpoint, whole on the first device; newer damaged ones are logged.
-
-    Args:
-      init: key -> fresh weights, the shapes of those wanted.
-      step: a certain checkpoint instead of the newest.
-    """
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.eval_shape(init, jax.random.key(0))
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-    restored = Checkpoints(directory).restore({"ema": like}, step=step)
-    for skipped, reason in restored.skipped:
-        log.warning("checkpoint %d is damaged (%s): using %d", skipped, reason, restored.step)
-    return restored.ema
-
-
-def _on_first_process(work) -> None:
-    """Runs `work` on process 0 alone; all processes leave together, and all fail if it failed."""
-    failure = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except Exception as error:
-            failure = error
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
-        if failed and failure is None:
-            failure = CheckpointError("process 0 could not write the checkpoint: see its message")
-    if failure is not None:
-        raise failure
-
-
-@contextlib.contextmanager
-def _manager(directory: Path):
-    """An orbax manager for one operation, so that nothing it remembers is out of date. Retention is ours.
-
-    Its log is muted: orbax logs a traceback of all that it raises, and warns of folders that we report.
-    """
-    logger = logging.getLogger("absl")
-
-    def not_orbax(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger.addFilter(not_orbax)
+def _alike(work, agreement: Agreement):
+    """The result of `work`, done on every process. What is damaged for one of them is damaged for all."""
     try:
-        with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
-                max_to_keep=None, create=False, enable_async_checkpointing=False)) as manager:
-            yield manager
-    except BaseException:
-        for thread in threading.enumerate():  # the others write on, into a folder that is about to be removed
-            if type(thread).__module__.startswith("orbax."):
-                threading.Thread.join(thread, timeout=60)
+        result, damage = work(), None
+    except Damage as error:
+        result, damage = None, [str(error), error.proven]
+    except BaseException as error:
+        agreement.fail(reason_of(error))
         raise
-    finally:
-        logger.removeFilter(not_orbax)
+    for each in agreement.gather(damage):
+        if each is not None:
+            raise Damage(each[0], proven=each[1])
+    return result
+
+
+def _own(leaf):
+    """An array that its caller cannot change."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def _check_space(directory: Path, size: int) -> None:
+    """Raises OSError where there is no room for so many bytes, as far as that can be told at once.
+
+    What the disk has free is asked for; limits on files and quotas show when some room is taken, and given back. Orbax
+    finds a full disk in the middle, in a dozen threads.
+    """
+    size += 2**16
+    if hasattr(os, "statvfs"):
+        disk = os.statvfs(directory)
+        if 0 < disk.f_blocks and disk.f_bavail * disk.f_frsize < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with tempfile.TemporaryFile(dir=directory) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, min(size, _AT_ONCE))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot tell
+                raise

@@ -1,6 +1,7 @@
 """The manifest of a checkpoint: written last, it says what every file must be.
 
-Size and sha256 of every file, shape and dtype of every leaf, and a digest of itself.
+Size and sha256 of every file, shape and dtype of every leaf, and a digest of itself. Where several processes write or
+restore a checkpoint, each reads its share of the files.
 """
 
 import concurrent.futures
@@ -8,15 +9,15 @@ import functools
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-from causal_diffusion.checkpoint.leaves import flush_folder, reason_of, replacing
+from causal_diffusion.checkpoint.agreement import Agreement
+from causal_diffusion.checkpoint.leaves import flush_folder, reason_of
+from causal_diffusion.checkpoint.paths import files_in, is_local, write_whole
 
 TREES = ("ema", "train")
 DOCUMENTS = ("data", "meta")
 MANIFEST = "checksums.json"
-
 
 
 class Damage(Exception):
@@ -27,21 +28,28 @@ class Damage(Exception):
         self.proven = proven
 
 
-def seal(folder: Path, step: int, items: dict[str, Any]) -> None:
+def seal(folder, step: int, items: dict[str, Any], agreement: Agreement) -> None:
     """Flushes all files of a written step to disk, then writes its manifest: from here on it is complete."""
-    paths = sorted(folder.rglob("*"))
-    files = [path for path in paths if path.is_file()]
+    names = agreement.first(lambda: sorted(path.relative_to(folder).as_posix() for path in files_in(folder)))
+    share = names[agreement.index :: agreement.count]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        sums = pool.map(functools.partial(_size_and_sha256, flush=True), files)
-        named = {path.relative_to(folder).as_posix(): each for path, each in zip(files, sums, strict=True)}
-    for path in (*(path for path in paths if path.is_dir()), folder, folder.parent):
-        flush_folder(path)
-    content = {"format": 1, "step": step, "files": named, "items": items}
-    with replacing(folder / MANIFEST) as file:
-        file.write(json.dumps({"sha256": _digest(content), "content": content}, indent=1).encode())
+        sums = pool.map(functools.partial(_size_and_sha256, flush=True), [folder / name for name in share])
+        sums = dict(zip(share, sums, strict=True))
+    sums = {name: each for part in agreement.gather(sums) for name, each in part.items()}
+
+    def write():
+        if is_local(folder):
+            inside = {parent for name in names for parent in (folder / name).parents if parent.is_relative_to(folder)}
+            for path in (*inside, folder, folder.parent):
+                flush_folder(path)
+        content = {"format": 1, "step": step, "files": {name: sums[name] for name in names}, "items": items}
+        manifest = {"sha256": _digest(content), "content": content}
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+    agreement.first(write)
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder) -> dict:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         content, intact = manifest["content"], manifest["sha256"] == _digest(manifest["content"])
@@ -56,8 +64,12 @@ def read_manifest(folder: Path) -> dict:
     return content
 
 
-def verify(folder: Path, files: dict[str, list], items: tuple[str, ...] = TREES + DOCUMENTS) -> None:
-    """Compares the files of `items`, and those of no item, with the manifest's. Raises Damage."""
+def verify(folder, files: dict[str, list], items: tuple[str, ...] = TREES + DOCUMENTS, *, share=(0, 1)) -> None:
+    """Compares the files of `items`, and those of no item, with the manifest's. Raises Damage.
+
+    Args:
+      share: (i, n): the i-th of every n of them.
+    """
 
     def check(name: str) -> None:
         try:
@@ -69,16 +81,21 @@ def verify(folder: Path, files: dict[str, list], items: tuple[str, ...] = TREES 
         if digest != files[name][1]:
             raise Damage(f"{name} does not match its checksum")
 
+    names = [name for name in files if "/" not in name or name.split("/")[0] in items]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(check, [name for name in files if "/" not in name or name.split("/")[0] in items]))
+        list(pool.map(check, names[share[0] :: share[1]]))
 
 
 def _digest(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _size_and_sha256(path: Path, flush: bool = False) -> list:
-    with open(path, "rb") as file:
-        if flush:
+def _size_and_sha256(path, flush: bool = False) -> list:
+    digest, size, piece = hashlib.sha256(), 0, memoryview(bytearray(2**20))
+    with path.open("rb") as file:
+        if flush and is_local(path):
             os.fsync(file.fileno())
-        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+            size += count
+    return [size, digest.hexdigest()]

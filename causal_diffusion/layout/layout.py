@@ -228,12 +228,15 @@ class Layout:
         ids = concatenate(*self.training_ids(frames).values())
         return np.asarray(self.visible(ids, ids))
 
-    def block_table(self, frames: int) -> np.ndarray:
-        """The training mask with one entry per block, for a block-sparse kernel: is anything there to compute?"""
+    def block_groups(self, frames: int) -> np.ndarray:
+        """Number of the block of every frame of a clip's concatenated streams, from 0; each stream has its own."""
         ids = concatenate(*self.training_ids(frames).values())
         parts = (self.block_of(ids.frame, ids.lead), ids.role, ids.copy)
-        new = np.append(True, np.any([np.diff(part) != 0 for part in parts], axis=0))
-        group = np.cumsum(new) - 1
+        return np.cumsum(np.append(False, np.any([np.diff(part) != 0 for part in parts], axis=0)))
+
+    def block_table(self, frames: int) -> np.ndarray:
+        """The training mask with one entry per block, for a block-sparse kernel: is anything there to compute?"""
+        group = self.block_groups(frames)
         table = np.zeros((group[-1] + 1,) * 2, bool)
         np.logical_or.at(table, np.ix_(group, group), self.training_mask(frames))
         return table

@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from causal_diffusion.cache import Compaction, compact, load
 from causal_diffusion.nn.rope import rotate
+from causal_diffusion.parallel.activations import attended, by_frame
 
 Array = Any
 
@@ -178,7 +180,8 @@ class Heads(nn.Module):
 
     def merge(self, out):
         """[..., H, K] -> [..., D]."""
-        return self.o(out.reshape(*out.shape[:-2], self.width))
+        out = checkpoint_name(out.reshape(*out.shape[:-2], self.width), "attention")  # see remat
+        return checkpoint_name(self.o(out), "attention")
 
     def _normed(self, x, name):
         norm = None if self.qk_norm == "none" else getattr(self, f"{name}_norm")
@@ -239,16 +242,17 @@ class SelfAttention(Heads):
         if visibility.compaction is not None:
             past = compact(past, noisy, visibility.compaction, turn)
         past_k, past_v = slots(past, visibility.past_rotary, keys[0].dtype)
-        outs, start = [], 0
+        queries, all_keys, all_values = attended(queries, [*past_k, *keys], [*past_v, *values])
+        outs, start, own_keys = [], 0, slice(len(past_k), len(past_k) + 1)
         for own, q, segment in zip(heads, queries, segments, strict=True):
             T = q.shape[1]
             if segment.form == "registers":
-                out = backend(q, keys[:1], values[:1], jnp.eye(T, dtype=bool))
+                out = backend(q, all_keys[own_keys], all_values[own_keys], jnp.eye(T, dtype=bool))
             else:
                 mask = visibility.mask[..., start : start + T, :]
-                out = backend(q, [*past_k, *keys], [*past_v, *values], mask)
+                out = backend(q, all_keys, all_values, mask)
                 start += T
-            outs.append(own.merge(out))
+            outs.append(own.merge(by_frame(out)))
         kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))
         return tuple(outs), kv if visibility.compaction is None else (kv, past)
 

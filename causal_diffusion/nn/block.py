@@ -24,10 +24,12 @@ Three kinds of frames differ from that:
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from causal_diffusion.nn.attention import CrossAttention, Heads, Segment, SelfAttention, Visibility, dense
 from causal_diffusion.nn.config import TransformerConfig
 from causal_diffusion.nn.rope import turn
+from causal_diffusion.parallel.activations import constrain, tokens
 
 
 def norm(x):
@@ -63,7 +65,7 @@ class BlockBase(nn.Module):
         """(shift, scale, gate) of each modulated half, [B, T, 1, D] each, or numbers where nothing is modulated."""
         if segment.e is None:
             return [(0.0, 0.0, 1.0)]
-        parts = [part[:, :, None] for part in jnp.moveaxis(modulation(segment.e), 2, 0)]
+        parts = [part[:, :, None] for part in jnp.moveaxis(tokens(modulation(segment.e)), 2, 0)]
         if not self.config.modulate_clean and segment.clean is not None:
             clean = segment.clean[:, :, None, None]
             parts = [jnp.where(clean, 1.0 if i % 3 == 2 else 0.0, part) for i, part in enumerate(parts)]
@@ -75,7 +77,7 @@ class BlockBase(nn.Module):
 
     def gated(self, x, gate, h):
         """x + gate * h."""
-        return x + (gate * h).astype(self.config.compute_dtype)
+        return tokens(x + (gate * h).astype(self.config.compute_dtype))
 
     def add_text(self, x, keys_values, mask):
         """x + CrossAttention(affine_norm(x))."""
@@ -83,7 +85,7 @@ class BlockBase(nn.Module):
 
     def text_keys_values(self, text):
         """Keys and values of condition tokens, computed once per change of the condition."""
-        return self.cross_attention.keys_values(text)
+        return tuple(constrain(x, "batch", None, None, "heads") for x in self.cross_attention.keys_values(text))
 
     def shared_setup(self, parts):
         """The modules that every block has."""
@@ -97,7 +99,12 @@ class BlockBase(nn.Module):
 
     def mlp(self, h):
         """Linear, GELU-tanh, Linear."""
-        return self.mlp_out(nn.gelu(self.mlp_in(h), approximate=True))
+        return self.feed_forward(self.mlp_in, self.mlp_out, h)
+
+    def feed_forward(self, first, last, h):
+        """``mlp`` with the two Linear layers given."""
+        hidden = checkpoint_name(constrain(first(h), "batch", "frames", None, "mlp"), "mlp")  # see remat
+        return checkpoint_name(last(nn.gelu(hidden, approximate=True)), "mlp")
 
 
 class Block(BlockBase):

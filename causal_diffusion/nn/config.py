@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import jax
-
 from causal_diffusion.nn.attention import BACKENDS
 from causal_diffusion.nn.dtypes import compute_dtype
+from causal_diffusion.nn.remat import POLICIES
 from causal_diffusion.nn.rope import axis_widths
 
 
@@ -45,7 +44,7 @@ class TransformerConfig:
     vocabulary: int = 0  # word ids that the transformer embeds itself, each as ``text`` numbers; 0: tokens come as such
     text_layers: int = 1  # Linear layers that embed them, 1 or 2
     layers: str = "unrolled"  # or 'scan': shorter compilation for deep models
-    remat: str = "none"  # 'none', 'full', or a name in jax.checkpoint_policies
+    remat: str = "none"  # what the backward pass keeps of a block, a key of remat.POLICIES
     backend: str = "reference"  # attention, a key of attention.BACKENDS
     dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
@@ -58,6 +57,7 @@ class TransformerConfig:
             "head": ("linear", "table", "none", "diffusion"),
             "text_layers": (1, 2),
             "layers": ("unrolled", "scan"),
+            "remat": tuple(POLICIES),
             "backend": tuple(BACKENDS),
             "dtype": ("auto", "float32", "bfloat16"),
         }
@@ -76,8 +76,6 @@ class TransformerConfig:
             )
         if not 1 <= len(self.patch) <= 3 or min(self.patch) < 1:
             raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")
-        if self.remat not in ("none", "full") and not hasattr(jax.checkpoint_policies, self.remat):
-            raise ValueError(f"model.remat is {self.remat!r}; it is none, full or a name in jax.checkpoint_policies")
         if self.head == "diffusion" and self.coarse:
             raise ValueError(
                 f"model.head is 'diffusion' and model.coarse is {self.coarse}: coarse tokens are never predicted; "

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from causal_diffusion.nn.attention import dense
 from causal_diffusion.nn.block import norm
 from causal_diffusion.nn.embedders import TimeEmbedding
+from causal_diffusion.parallel.activations import tokens
 
 
 class DiffusionHead(nn.Module):
@@ -41,6 +42,6 @@ class DiffusionHead(nn.Module):
             shift, scale, gate = jnp.split(dense(3 * self.width, self.dtype, "zeros", name=f"modulation_{i}")(c), 3, -1)
             z = norm(y) * (1 + scale) + shift
             z = nn.silu(dense(self.width, self.dtype, name=f"in_{i}")(z.astype(self.dtype)))
-            y = y + gate * dense(self.width, self.dtype, name=f"out_{i}")(z)
+            y = tokens(y + gate * dense(self.width, self.dtype, name=f"out_{i}")(z))
         shift, scale = jnp.split(dense(2 * self.width, self.dtype, "zeros", name="modulation")(c), 2, -1)
         return dense(self.outputs, jnp.float32, "zeros", name="out")(norm(y) * (1 + scale) + shift)

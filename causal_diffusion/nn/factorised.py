@@ -35,12 +35,12 @@ Positions: rotary ones turn the whole head, by space inside a frame and by time 
 the embedding, of space and of time. (Ca2-VDM adds those of time to the input of the first attention along time alone.)
 """
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from causal_diffusion.nn.attention import BACKENDS, Heads, Visibility, along_cells, dense, slots, within_frames
 from causal_diffusion.nn.block import BlockBase
 from causal_diffusion.nn.rope import rotate
+from causal_diffusion.parallel.activations import attended, by_frame
 
 
 class FactorisedBlock(BlockBase):
@@ -84,7 +84,7 @@ class FactorisedBlock(BlockBase):
         h = self.normed(x, shift, scale)
         heads = self.space_attention
         q, (k, v) = heads.queries(h), heads.keys_values(h)
-        q, k = rotate(q, space), rotate(k, space)
+        q, k, v = (by_frame(each) for each in (rotate(q, space), rotate(k, space), v))
         x = self.gated(x, gate, heads.merge(within_frames(backend, q, k, v)))
 
         kv, prefix_kv = (), ()
@@ -109,7 +109,7 @@ class FactorisedBlock(BlockBase):
         shift, scale, gate = halves[-1]
         h = self.normed(x, shift, scale)
         if c.axial_mlp and self.sees_time:
-            h = self.time_mlp_out(nn.gelu(self.time_mlp_in(h), approximate=True))
+            h = self.feed_forward(self.time_mlp_in, self.time_mlp_out, h)
         else:
             h = self.mlp(h)
         return (self.gated(x, gate, h),), (*kv, *prefix_kv)
@@ -121,7 +121,8 @@ class FactorisedBlock(BlockBase):
         rotary = None if segment.rotary is None else segment.rotary[1]
         q, k = rotate(q, rotary), rotate(raw_k, rotary)
         past_k, past_v = slots(past, visibility.past_rotary, k.dtype)
-        out = along_cells(BACKENDS[self.config.backend], q, [*past_k, k], [*past_v, v], visibility.mask)
+        (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
+        out = by_frame(along_cells(BACKENDS[self.config.backend], q, keys, values, visibility.mask))
         return heads.merge(out), (k if segment.stored is None else rotate(raw_k, segment.stored[1]), v)
 
     def _see_prefix(self, x, rotary, mask, past):
@@ -135,5 +136,5 @@ class FactorisedBlock(BlockBase):
         seen = jnp.eye(T, W + T, k=W, dtype=bool)
         if mask is not None:
             seen = mask | (seen & ~jnp.any(mask, axis=-1, keepdims=True))
-        out = BACKENDS[self.config.backend](q, [*past_k, k], [*past_v, v], seen)
-        return heads.merge(out), (k, v)
+        (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
+        return heads.merge(by_frame(BACKENDS[self.config.backend](q, keys, values, seen))), (k, v)

@@ -45,7 +45,10 @@ from causal_diffusion.nn.embedders import (
     unpatchify,
 )
 from causal_diffusion.nn.factorised import FactorisedBlock
+from causal_diffusion.nn.remat import rematerialised
 from causal_diffusion.nn.text.word_embedding import WordEmbedding
+from causal_diffusion.parallel.activations import constrain, tokens
+from causal_diffusion.parallel.context import Order
 
 Array = Any
 
@@ -108,9 +111,7 @@ class Transformer(nn.Module):
             self.projection = dense(c.modulations * c.width, jnp.float32)
         block = Block if c.attention == "joint" else FactorisedBlock
         layer = (lambda i: {}) if c.attention == "joint" else (lambda i: {"layer": i})
-        if c.remat != "none":
-            policy = None if c.remat == "full" else getattr(jax.checkpoint_policies, c.remat)
-            block = nn.remat(block, policy=policy, prevent_cse=c.layers != "scan")
+        block = rematerialised(block, c.remat, c.layers == "scan")
         if c.layers == "scan":
             self.blocks = nn.scan(
                 block,
@@ -142,6 +143,7 @@ class Transformer(nn.Module):
         queries: bool = False,
         compaction: Compaction | None = None,
         hidden: bool = False,
+        order: Order | None = None,
     ):
         """Runs all streams together.
 
@@ -162,6 +164,8 @@ class Transformer(nn.Module):
                 ``past_frame`` are of the slots afterwards. Own queries that count are those of fine frames that are
                 not ``clean``. Joint attention only.
             hidden: static, whether outputs are what ``per_token`` takes, float32 [B, T, N, D]. Diffusion head only.
+            order: in which the fine frames run; outputs are in that of the streams, kv is not. They are one segment,
+                the last one, and share their condition's text. None: as they come.
 
         Returns:
             (outputs, kv): outputs name -> float32 [B, T, *space, C * outputs], all but 'coarse'; kv per layer of the
@@ -171,7 +175,8 @@ class Transformer(nn.Module):
             and the compacted past.
 
         Raises:
-            ValueError: queries or a compaction without joint attention; a stream 'coarse' without model.coarse.
+            ValueError: queries or a compaction without joint attention; a stream 'coarse' without model.coarse; an
+                order for several segments of fine frames, or for a text by block.
         """
         c = self.config
         if c.attention != "joint" and (queries or compaction is not None):
@@ -188,7 +193,9 @@ class Transformer(nn.Module):
                 chex.assert_shape(stream.clean, (B, T))
             if stream.action is not None:
                 chex.assert_shape(stream.action, (B, T, c.action))
-        xs, segments, runs, frames = self._segments(streams, condition, raw, queries)
+        if order is not None:
+            mask, prefix_mask, condition = order.mask(mask), order.mask(prefix_mask), _in_order(condition, order)
+        xs, segments, runs, frames = self._segments(streams, condition, raw, queries, order)
         past_rotary = None
         if past_frame is not None and c.positions != "additive":
             axes = len(c.patch) if c.attention == "joint" else 1
@@ -202,7 +209,8 @@ class Transformer(nn.Module):
         for x, segment, run, e in zip(xs[own], segments[own], runs, frames, strict=True):
             if segment.form == "coarse":
                 continue
-            out, start = norm(x) if hidden else self._head(x, e, segment.clean, run), 0
+            out, start = norm(x) if hidden else self._head(x, e, segment.clean, run, order), 0
+            out = tokens(out) if order is None else order.restore(constrain(tokens(out), "batch"))
             for name, stream in run.items():
                 T = stream.x.shape[1] // c.patch[0]
                 shape = (*stream.x.shape[:-1], c.channels * c.outputs)
@@ -211,24 +219,28 @@ class Transformer(nn.Module):
                 start += T
         return outputs, kv
 
-    def _segments(self, streams, condition, raw=False, queries=False):
+    def _segments(self, streams, condition, raw=False, queries=False, order=None):
         """Consecutive streams of one form, embedded: of each its tokens, Segment, streams by name and embedding."""
         c, dtype = self.config, self.config.compute_dtype
         xs, segments, runs, frames = [], [], [], []
+        if order is not None and "coarse" in list(streams)[1:]:
+            raise ValueError("frames that run in another order are one segment, behind coarse ones")
         for coarse, names in itertools.groupby(streams, key=lambda name: name == "coarse"):
             if coarse and not c.coarse:
                 raise ValueError("there is a stream 'coarse' and model.coarse is 0; model.coarse = 4 would do")
             run = {name: streams[name] for name in names}
             factor, embed = (c.coarse, self.coarse_embed) if coarse else (1, self.embed)
             patch = (c.patch[0], *(factor * part for part in c.patch[1:]))
-            x = _join([embed(patchify(s.x.astype(dtype), patch)) for s in run.values()])
+            join = _join if order is None or coarse else lambda parts: order.take(constrain(_join(parts), "batch"))
+            x = [patchify(s.x.astype(dtype), patch) for s in run.values()]
+            x = tokens(_join([embed(part) for part in x]) if join is _join else embed(join(x)))
             if c.head == "diffusion":
-                query = _join([_noisy(s)[..., None, None] for s in run.values()])
+                query = join([_noisy(s)[..., None, None] for s in run.values()])
                 x = jnp.where(query, self.query.astype(dtype), x)
-            e = modulated = _join([self._embed_frames(s, condition) for s in run.values()])
-            frame, clean = _join([s.frame for s in run.values()]), None
+            e = modulated = tokens(join([self._embed_frames(s, condition) for s in run.values()]))
+            frame, clean = join([s.frame for s in run.values()]), None
             if any(s.clean is not None for s in run.values()):
-                clean = _join([jnp.zeros(s.t.shape, bool) if s.clean is None else s.clean for s in run.values()])
+                clean = join([jnp.zeros(s.t.shape, bool) if s.clean is None else s.clean for s in run.values()])
             if c.modulation == "table":
                 modulated = self.projection(nn.silu(e)).reshape(*e.shape[:-1], c.modulations, c.width)
             grid = self._grid(next(iter(run.values())).x.shape[2:-1], factor)
@@ -274,12 +286,12 @@ class Transformer(nn.Module):
         mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
         return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)
 
-    def _head(self, x, e, clean, run):
+    def _head(self, x, e, clean, run, order):
         """The last norm and Linear, or the network per token: [B, T, N, P]."""
         c, x = self.config, norm(x)
         if c.head == "diffusion":
-            noisy = _join([patchify(stream.x, c.patch) for stream in run.values()])
-            return self.head(noisy, _join([stream.t for stream in run.values()]), x)
+            given = [_join(each) for each in zip(*((patchify(s.x, c.patch), s.t) for s in run.values()), strict=True)]
+            return self.head(*(given if order is None else map(order.take, given)), x)
         if c.head != "none":
             shift, scale = jnp.moveaxis(self.head_modulation(e if c.head == "linear" else e[:, :, None]), 2, 0)
             if clean is not None and not c.modulate_clean:
@@ -356,6 +368,18 @@ def _noisy(stream: Stream):
 def _join(parts):
     """Arrays laid one after the other along frames."""
     return jnp.concatenate(parts, axis=1)
+
+
+def _in_order(condition: EncodedCondition, order: Order) -> EncodedCondition:
+    """A mask of text by block, as frames in another order see it."""
+    if condition.keys is None:
+        return condition
+    if condition.keys[0].shape[1] > 1:
+        raise ValueError("frames with texts of their own run in the order that they come in; text_of would do")
+    mask = condition.mask
+    if mask is None or mask.shape[1] == 1:
+        return condition
+    return dataclasses.replace(condition, mask=order.take(jnp.repeat(mask, len(order.back) // mask.shape[1], axis=1)))
 
 
 def unstack_layers(params: dict) -> dict:

@@ -33,6 +33,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put, put_params, say_if_whole
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Mark, Session
 from causal_diffusion.streaming.state import Action, sample_keys
@@ -49,22 +50,27 @@ class Pipeline:
             the system works on latents, latents are what comes out.
         text: the encoder of prompts (``nn.text.encoder``); None: prompts are handed over as condition tokens.
         body: of a system of human motion, what the numbers of a frame mean (``motion.body``); else None.
+        mesh: that its streams lie on (``placement``); None: on one device.
     """
 
     def __init__(
         self, config, params, *, codec: Codec | None = None, text=None, body: Body | None = None, loss=None,
-        loss_scale: float = 1.0,
+        loss_scale: float = 1.0, mesh=None,
     ):  # fmt: skip
-        """A pipeline, steered down the gradient of ``loss`` where there is one; see ``steered``."""
+        """A pipeline, steered down the gradient of ``loss`` where there is one; see ``steered``.
+
+        ``mesh``: a jax.sharding.Mesh, or a MeshConfig for all devices.
+        """
         self.recipe = build(config).streaming()
-        self.codec, self.text, self.body = codec, text, body
+        self.text, self.body = text, body
+        self.mesh = mesh = as_mesh(mesh, self.recipe.model.config)
         self.rollout = Rollout(self.recipe, loss, loss_scale)
-        self.params = unstack_layers(params)
-        capacity = self.recipe.config.stream.capacity
-        self.encode_condition = jax.jit(self.rollout.encode_condition)
-        self.init_state = jax.jit(self.rollout.init_state)
-        self.recache = jax.jit(self.rollout.recache)
-        self.advance = jax.jit(functools.partial(self.rollout.advance, capacity=capacity), donate_argnums=1)
+        self.params, self.codec = put_params(unstack_layers(params), codec, mesh)
+        advance = functools.partial(self.rollout.advance, capacity=self.recipe.config.stream.capacity)
+        self.encode_condition = compiled(self.rollout.encode_condition, mesh)
+        self.init_state = compiled(self.rollout.init_state, mesh)
+        self.recache = compiled(self.rollout.recache, mesh)
+        self.advance = compiled(advance, mesh, first=1, donate=1)
 
     @property
     def config(self):
@@ -72,13 +78,15 @@ class Pipeline:
         return self.recipe.config
 
     @classmethod
-    def from_checkpoint(cls, path, *, step: int | None = None, overrides=()) -> "Pipeline":
+    def from_checkpoint(cls, path, *, step: int | None = None, overrides=(), mesh=None) -> "Pipeline":
         """Reads the newest intact checkpoint of a run.
 
         Args:
             path: the run's workdir, or its folder of checkpoints.
             step: a certain checkpoint instead of the newest.
             overrides: elastic keys to change, {'schedule.steps': 4} or ['schedule.steps=4'].
+            mesh: a jax.sharding.Mesh, or a MeshConfig for all devices: samples are split over its axes data and fsdp,
+                heads over tensor. None: one device.
 
         The autoencoder of a system that works on latents lies in the workdir, too.
 
@@ -93,10 +101,11 @@ class Pipeline:
             raise UserError(f"{path} holds an autoencoder: load_vae reads it, and there is nothing to stream")
         config = _overridden(saved, overrides)
         recipe = build(config).streaming()
-        ema = read_ema(folder, recipe.init_params, step)
+        mesh = as_mesh(mesh, recipe.model.config)
+        ema = read_ema(folder, recipe.init_params, step, placing(mesh))
         codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
         text = open_text_encoder(config.text, beside(folder, TEXT)) if config.text.encoder != "none" else None
-        return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")))
+        return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")), mesh=mesh)
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
         """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
@@ -110,8 +119,9 @@ class Pipeline:
         A system that works on latents hands the loss latents.
         """
         return Pipeline(
-            self.config, self.params, codec=self.codec, text=self.text, body=self.body, loss=loss, loss_scale=scale
-        )
+            self.config, self.params, codec=self.codec, text=self.text, body=self.body, loss=loss, loss_scale=scale,
+            mesh=self.mesh,
+        )  # fmt: skip
 
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
@@ -138,11 +148,12 @@ class Pipeline:
         """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
         if batch < 1:
             raise UserError(f"batch is {batch}; at least 1 sample is streamed")
+        say_if_whole(batch, self.mesh)
         model, cond = self.recipe.model.config, dict(cond or {})
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
         fixed = self.config.text.fixed
         null = null_condition(model, batch, tokens=fixed) if fixed else None
-        condition = parse_condition(model, self.read_prompts(cond), batch, null)
+        condition = put(parse_condition(model, self.read_prompts(cond), batch, null), self.mesh)
         context = parse_context(self.recipe, encode_context(self.codec, self.recipe, context), batch)
         reference = parse_reference(self.recipe, reference, context, batch)
         watched = parse_observed(self.recipe, watched, batch)
@@ -249,7 +260,7 @@ class Pipeline:
             like["observed"] = jax.ShapeDtypeStruct((batch, meta["observed"], *self.recipe.frame_shape), np.float32)
         if meta.get("decoded"):
             like["decoder"] = decoder_like(self.codec, batch, self.recipe.frame_shape)
-        tree, _ = load_tree(path, like)
+        tree = put(load_tree(path, like)[0], self.mesh)
         encoded = self.encode_condition(self.params, tree["condition"])
         rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
         mark = Mark(tree["state"], tree["condition"], encoded, *rest, tree.get("decoder"))

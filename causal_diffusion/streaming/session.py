@@ -30,6 +30,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.placement import put
 from causal_diffusion.streaming.state import Action, Observed, State
 
 
@@ -151,10 +152,11 @@ class Session(Iterator):
         observed = parse_observed(self.pipeline.recipe, cond.pop("observed", None), self.batch)
         observed = self._mark.observed if observed is None else observed
         condition = parse_condition(model, self.pipeline.read_prompts(cond), self.batch, self._mark.condition)
+        condition = put(condition, self.pipeline.mesh)
         encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
         state = self._mark.state
         if when == "in_flight":
-            state = self.pipeline.rollout.steer_in_flight(state, encoded)
+            state = put(self.pipeline.rollout.steer_in_flight(state, encoded), self.pipeline.mesh)
         if recache:
             state = self.pipeline.recache(self.pipeline.params, state, encoded)
         queue = parse_action(model, cond.get("action"), self.batch)
@@ -210,7 +212,7 @@ class Session(Iterator):
         )  # fmt: skip
         which = jnp.arange(self.batch) == sample
         decoder = replace_samples(pipeline.codec, self._mark.decoder, prime(pipeline.codec, context), which)
-        state = pipeline.rollout.replace_samples(state, fresh, which)
+        state = put(pipeline.rollout.replace_samples(state, fresh, which), pipeline.mesh)
         self._mark = self._mark._replace(state=state, observed=queue, decoder=decoder)
 
     def save(self, path) -> None:
@@ -284,4 +286,4 @@ class Session(Iterator):
     def _by_step(self, a, n, capacity):
         """[B, n b, ...] -> [capacity, B, b, ...]."""
         a = np.moveaxis(a.reshape(self.batch, n, -1, *a.shape[2:]), 1, 0)
-        return jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1))))
+        return put(jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1)))), self.pipeline.mesh, ahead=1)

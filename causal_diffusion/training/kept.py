@@ -4,16 +4,20 @@ import json
 import platform
 
 import jax
+from jax.experimental import multihost_utils
 
 from causal_diffusion import config as configs
 from causal_diffusion.data.captioned import captions_of
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.text.words import Words
+from causal_diffusion.parallel.distributed import barrier, is_writer
 
 
 def whole(tree):
-    """Parameters whole on one device, where evaluation runs."""
+    """Parameters whole on one device of each process, where evaluation runs. Called by all processes alike."""
+    if not all(a.is_fully_addressable or a.is_fully_replicated for a in jax.tree.leaves(tree)):
+        tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
 
 
@@ -36,6 +40,7 @@ def open_text(config, vocabulary: int, workdir, source):
     if folder.is_dir():
         return open_text_encoder(config.text, folder)
     words = Words.of(captions_of(source), tokens=config.text.tokens, most=vocabulary)
-    if jax.process_index() == 0:
+    barrier("the words are read")  # before they are written where others might look
+    if is_writer():
         words.save(folder)
     return words

@@ -1,4 +1,4 @@
-"""The record of a run: a progress bar, ``metrics.jsonl``, and TensorBoard.
+"""The record of a run: a progress bar, ``metrics.jsonl``, and TensorBoard. What a clock says: ``watch``.
 
 ``metrics.jsonl`` has one line per ``log.every`` steps: the mean loss of these steps and the other metrics of the
 last. It is cut back to the checkpoint when a run is resumed, and the losses pending at a checkpoint are saved with
@@ -29,7 +29,7 @@ class Logger:
         if self._writes:
             workdir.mkdir(parents=True, exist_ok=True)
             self._path = workdir / "metrics.jsonl"
-            _cut_back(self._path, start)
+            cut_back(self._path, start)
             self._file = self._path.open("a")
             self._board = EventFile(workdir / "tensorboard", start)
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
@@ -44,12 +44,17 @@ class Logger:
         losses = self.pending()
         self._losses, self._device_losses = [], []
         values = {name: float(v) for name, v in jax.device_get(metrics).items() if np.ndim(v) == 0}
-        values["loss"] = float(np.mean(losses))
-        if not np.isfinite(values["loss"]):
-            raise UserError(f"the loss is {values['loss']} at step {step}: a smaller train.lr or train.clip would do")
+        if "skipped" in metrics:  # what is not finite is the guard's business, and no JSON
+            losses = [loss for loss in losses if np.isfinite(loss)]
+            values = {name: value for name, value in values.items() if np.isfinite(value)}
+        loss = float(np.mean(losses)) if losses else None
+        if loss is not None:
+            values["loss"] = loss
+            if not np.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {step}: a smaller train.lr or train.clip would do")
         self.scalars(step, values)
-        if self._writes:
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
+        if self._writes and losses:
+            self._bar.set_postfix_str(f"loss {loss:.4f}")
 
     def pending(self) -> list[float]:
         """Losses since the last line."""
@@ -62,8 +67,13 @@ class Logger:
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            self._board.add(scalar_summary(name, value), step)
+        self.show(step, values)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Numbers in TensorBoard alone."""
+        if self._writes:
+            for name, value in values.items():
+                self._board.add(scalar_summary(name, value), step)
 
     def video(self, step: int, tag: str, frames, fps: float) -> None:
         """A playable clip, [B, T, H, W, C], side by side."""
@@ -96,8 +106,8 @@ class Logger:
                 self.flush()
 
 
-def _cut_back(path: Path, step: int) -> None:
-    """Drops the lines after ``step``, and a last line that was cut off."""
+def cut_back(path: Path, step: int) -> None:
+    """Drops the lines of a JSON record after ``step``, and a last line that was cut off."""
     if not path.exists():
         return
     kept = []

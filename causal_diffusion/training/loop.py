@@ -1,22 +1,27 @@
 """The train loop, to be read from top to bottom."""
 
+import contextlib
 import os
-from pathlib import Path
+import time
 
 import jax
 
 from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
+from causal_diffusion.checkpoint.paths import as_path, local_part
 from causal_diffusion.data.pipeline import Loader, horizontal_flip, in_turn, random_crop
 from causal_diffusion.data.sources import make_source, spec_of
 from causal_diffusion.errors import CheckpointError, UserError
-from causal_diffusion.parallel.mesh import global_batch, make_mesh
-from causal_diffusion.training.interrupt import Interrupted, interruptible
+from causal_diffusion.parallel.distributed import is_writer
+from causal_diffusion.parallel.mesh import batch_part, global_batch, make_mesh
+from causal_diffusion.training.guard import FaultWatch
+from causal_diffusion.training.interrupt import interruptible
 from causal_diffusion.training.logger import Logger
-from causal_diffusion.training.report import summary
+from causal_diffusion.training.report import peak_of, summary, training_flops
 from causal_diffusion.training.runs import make_recipe, make_run
 from causal_diffusion.training.state import TrainState, abstract_state, sharded_state
 from causal_diffusion.training.step import compile_step
+from causal_diffusion.training.watch import Watch
 
 
 def dry_run(config) -> str:
@@ -32,7 +37,8 @@ def train(config, workdir, source=None, held_out=None):
 
     Args:
         config: from ``load_config``.
-        workdir: folder for checkpoints, ``metrics.jsonl``, TensorBoard files and samples.
+        workdir: folder for checkpoints, ``metrics.jsonl``, ``timing.jsonl``, TensorBoard files and samples. In a bucket
+            (``gs://bucket/runs/one``) it holds the checkpoints alone; the rest goes to the local folder ``runs/one``.
         source, held_out: the clips themselves, see ``data.array_source``, with ``data.source = 'own'``; without
             ``held_out`` nothing is evaluated. Else both are opened as the config says.
 
@@ -40,15 +46,17 @@ def train(config, workdir, source=None, held_out=None):
         The Pipeline with the averaged parameters; of an autoencoder (vae, averaged parameters).
 
     Raises:
-        UserError: a config that cannot be, data that are not there, a workdir of another system, Ctrl-C (after a
-            checkpoint was written).
+        UserError: a config that cannot be, data that are not there, a workdir of another system, Ctrl-C or SIGTERM
+            (after a checkpoint was written).
     """
-    recipe = make_recipe(config)
-    config, workdir = recipe.config, Path(workdir)
+    began, recipe = time.time(), make_recipe(config)
+    config, place, workdir = recipe.config, as_path(workdir), local_part(workdir)
     mesh = make_mesh(config.mesh)
     if (file := next((p for p in (workdir, *workdir.parents) if p.is_file()), None)) is not None:
         raise UserError(f"workdir is {workdir}, and {file} is a file: name a folder")
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.log.keep)
+    checkpoints = Checkpoints(place / "checkpoints", keep=config.log.keep, keep_every=config.log.keep_every)
+    if place != workdir:
+        _say(f"checkpoints go to {checkpoints.directory}, logs and samples to {workdir.absolute()}")
     if checkpoints.latest() is not None:
         _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
 
@@ -61,63 +69,80 @@ def train(config, workdir, source=None, held_out=None):
     source = run.dress(source)
     augment = in_turn(augment, run.augment(source))
     recipe, spec = run.recipe, run.spec(spec_of(source, config.data))
+    part, parts = batch_part(mesh)
     loader = Loader(
         source,
         batch=config.train.batch,
         seed=config.seed,
         augment=augment,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
 
     # 2. The step, and what it costs.
-    with interruptible() as interrupted:
+    with interruptible() as interrupted, checkpoints:
         step_fn = compile_step(recipe, mesh, spec, *run.frozen)
         _say(summary(recipe, mesh, step_fn, *run.frozen))
+        peak = peak_of(recipe, mesh)
+        flops = training_flops(recipe, *run.frozen) if peak else None
 
         # 3. State: resumed, taken over, or fresh.
         state, start, pending = _begin(run, mesh, checkpoints)
         loader.seek(start)
         _write_config(config, workdir)
         logger = Logger(workdir, config.train.steps, start, config.log.every, pending)
+        watch = Watch(workdir, start, config.log, batch=config.train.batch, flops=flops, peak=peak, began=began,
+                      show=logger.show, say=logger.write)  # fmt: skip
+        faults = FaultWatch(config.train.guard, workdir, config.log.every, logger.write)
         run.open(state.ema, held_out if held_out is not None or not own else False)
 
         def save(step):
-            logger.flush()
-            checkpoints.save(
-                step,
-                ema=run.canonical(state.ema),
-                train=state,
-                data={"position": loader.position, "pending": logger.pending()},
-                meta=run.meta(state.ema, last=step == config.train.steps),
-            )
+            with watch.apart("checkpoint", metrics):
+                faults.settle()
+                logger.flush()
+                checkpoints.save(
+                    step,
+                    ema=run.canonical(state.ema),
+                    train=state,
+                    data={"position": loader.position, "pending": logger.pending()},
+                    meta=run.meta(state.ema, last=step == config.train.steps),
+                )
 
         # 4. Steps. The next batch is drawn only after the checkpoint, so that both agree about the position.
         saved = start
         try:
             for step in range(start + 1, config.train.steps + 1):
-                batch = run.prepare(global_batch(mesh, next(loader)))
-                state, metrics = step_fn(state, batch, *run.frozen)
-                logger.step(step, metrics)
+                with watch.step(step):
+                    with watch.waiting():
+                        batch = global_batch(mesh, next(loader))
+                    batch = run.prepare(batch)
+                    state, metrics = step_fn(state, batch, *run.frozen)
+                    faults.watch(step, batch, metrics)
+                    logger.step(step, metrics)
+                watch.tick(step, metrics)
                 if config.log.evaluate and step % config.log.evaluate == 0 and step < config.train.steps:
-                    run.quick(step, state, logger)
+                    with watch.apart("evaluation", metrics):
+                        run.quick(step, state, logger)
                 if step % config.log.checkpoint == 0 or step == config.train.steps:
                     save(step)
                     saved = step
-                if interrupted() and step < config.train.steps:
+                if (stopped := interrupted()) and step < config.train.steps:
                     if saved < step:
                         save(step)
-                    raise Interrupted(
-                        f"interrupted after step {step:,}, which is saved in {checkpoints.directory}; the same "
+                    checkpoints.wait()
+                    raise stopped(
+                        f"{stopped.word} after step {step:,}, which is saved in {checkpoints.directory}; the same "
                         "command goes on from there"
                     )
             # 5. What came of it.
-            run.final(state, logger)
+            with watch.apart("evaluation", state.step):
+                run.final(state, logger)
         finally:
-            logger.close()
-            loader.close()
+            with contextlib.ExitStack() as last:  # each is ended, whatever the others raise
+                for part in (loader, logger, watch):
+                    last.callback(part.close)
     return run.product
 
 
@@ -154,7 +179,7 @@ def _check_identity(config: configs.Config, saved: Restored, directory) -> None:
 
 
 def _write_config(config, workdir):
-    if jax.process_index() == 0:
+    if is_writer():
         workdir.mkdir(parents=True, exist_ok=True)
         partial = workdir / "config.json.partial"
         partial.write_text(configs.to_json(config) + "\n")
@@ -162,6 +187,6 @@ def _write_config(config, workdir):
 
 
 def _say(text):
-    if jax.process_index() == 0:
+    if is_writer():
         print(text, flush=True)
 

@@ -1,34 +1,51 @@
-"""What a run will cost, told before its first step: parameters, FLOPs, memory."""
+"""What a run will cost, told before its first step: parameters, FLOPs, memory, collectives."""
 
 import dataclasses
+import functools
 import math
 
 import jax
+import jax.numpy as jnp
 
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
+from causal_diffusion.compatibility.mesh import note
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.motion_text import MotionTextRecipe
 from causal_diffusion.nn.transformer import Transformer
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
+from causal_diffusion.training.collectives import collectives
+from causal_diffusion.training.peaks import peak_flops
 from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import gradients
 
 
 def parameter_table(recipe, mesh) -> str:
-    """One line per parameter: path, shape, how it is sharded, numbers, bytes per device; then the totals."""
+    """One line per parameter: path, shape, how it is sharded, numbers, bytes per device; then the totals.
+
+    The last line is all that is held between steps. Gradients, float32 and laid out as the parameters are, come on top
+    of it while a step runs, and are part of what the compiled step needs temporarily.
+    """
     shapes, shardings = abstract_state(recipe, mesh)
     rows = [("parameter", "shape", "sharding", "numbers", "bytes/device")]
     total = 0
+
+    def per_device(of=lambda state: state):
+        return f"{sum(row.bytes_per_device for row in describe(of(shapes), of(shardings))):,}"
+
     for row in describe(shapes.params, shardings.params):
         numbers = math.prod(row.shape)
         total += numbers
         shape = "x".join(map(str, row.shape)) or "scalar"
         rows.append((row.path, shape, row.spec, f"{numbers:,}", f"{row.bytes_per_device:,}"))
-    per_device = sum(row.bytes_per_device for row in describe(shapes, shardings))
-    rows.append(("total", "", "", f"{total:,}", ""))
-    rows.append(("with averages and optimizer state", "", "", "", f"{per_device:,}"))
+    params = per_device(lambda state: state.params)
+    rows.append(("total", "", "", f"{total:,}", params))
+    rows.append(("gradients, during a step", "", "", "", params))
+    rows.append(("averages", "", "", "", per_device(lambda state: state.ema)))
+    optimizer = f"optimizer state ({recipe.config.train.optimizer})"
+    rows.append((optimizer, "", "", "", per_device(lambda state: state.opt_state)))
+    rows.append(("parameters, averages and optimizer state", "", "", "", per_device()))
     return aligned(rows, right=(3, 4))
 
 
@@ -38,6 +55,15 @@ def training_flops(recipe, *frozen) -> float:
     Counted on unrolled layers without recomputation, since XLA counts the body of a scan once. Of an autoencoder what
     weighs two losses against each other counts too, but not that its forward passes are shared.
     """
+    return _counted(recipe) if not frozen else _count(recipe, frozen)
+
+
+@functools.lru_cache(maxsize=4)
+def _counted(recipe):
+    return _count(recipe, ())
+
+
+def _count(recipe, frozen):
     plain = recipe
     if isinstance(recipe, Recipe):
         model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
@@ -52,15 +78,24 @@ def training_flops(recipe, *frozen) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
+def peak_of(recipe, mesh) -> float | None:
+    """FLOP/s of all devices of a mesh together in the dtype that the network multiplies in, None if not known."""
+    sizes = recipe.vae.config.sizes if isinstance(recipe, AutoencoderRecipe) else recipe.model.config
+    dtype = jnp.dtype(getattr(sizes, "compute_dtype", jnp.float32))
+    peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
+    return None if peak is None else peak * mesh.size
+
+
 def memory_estimate(compiled) -> dict[str, int]:
-    """Bytes per device of a compiled step: what it holds, what it needs on top, and both."""
+    """Bytes per device of a compiled step: what it holds, what it needs on top, and both; then what it offloads."""
     stats = compiled.memory_analysis()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    offloaded = {"offloaded to the host": stats.host_temp_size_in_bytes} if stats.host_temp_size_in_bytes else {}
     return {
         "arguments and results": held,
         "temporary": stats.temp_size_in_bytes,
         "total": held + stats.temp_size_in_bytes,
-    }
+    } | offloaded
 
 
 def summary(recipe, mesh, compiled, *frozen) -> str:
@@ -74,11 +109,15 @@ def summary(recipe, mesh, compiled, *frozen) -> str:
         "",
         *about(recipe),
         f"mesh        {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
-        f" on {jax.devices()[0].device_kind}",
+        f" on {jax.devices()[0].device_kind}" + "".join(f"; {said}" for said in [note(config, mesh)] if said),
         f"batch       {config.train.batch} clips of {config.data.frames} frames, {config.train.steps:,} steps",
         f"FLOPs       {flops:,.0f} per step, {flops * config.train.steps:.3g} in all",
     ]
     lines += [f"memory      {size / 2**20:,.1f} MiB {name}" for name, size in memory_estimate(compiled).items()]
+    lines += [
+        f"collectives {traffic.count:,} {kind}, {traffic.bytes / 2**20:,.1f} MiB per step and device"
+        for kind, traffic in collectives(compiled.as_text()).items()
+    ]
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ from causal_diffusion.motion_text import MotionTextRecipe, build_motion_text, fe
 from causal_diffusion.nn.perceptual import lpips_weights
 from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.nn.vae import Codec
+from causal_diffusion.parallel.distributed import barrier, is_writer
 from causal_diffusion.parallel.mesh import batch_sharding, replicated
 from causal_diffusion.recipe import Recipe, build
 from causal_diffusion.render.sheet import contact_sheet
@@ -93,7 +94,8 @@ class TransformerRun:
             vae = dataclasses.replace(vae, mean=source.mean, std=source.std)
         elif not vae.mean:
             raise UserError(f"{where} has no statistics of its latents yet: train that autoencoder to its last step")
-        if jax.process_index() == 0:
+        barrier("the autoencoder is read")  # before it is written where others might look
+        if is_writer():
             save_vae(kept, vae, params)
         return Codec(vae, params)
 
@@ -175,7 +177,7 @@ class TransformerRun:
     def final(self, state, logger) -> None:
         """Streams on from the held-out context and writes what came of it."""
         self.product.params = self._plain.params = unstack_layers(whole(state.ema))
-        if self._clips is None or jax.process_index() != 0:
+        if self._clips is None or not is_writer():
             return
         result = evaluate.final(self._plain, self._clips, self._workdir / "samples", self.codec)
         if self.body is not None and self.text is not None and self._clips.captions:
@@ -287,7 +289,7 @@ class AutoencoderRun:
         self._params = whole(self.canonical(state.ema))
         if not self.recipe.vae.mean:  # the run was complete already
             self.recipe = self.recipe._replace(vae=load_vae(self._workdir)[0])
-        if self._clips is None or jax.process_index() != 0:
+        if self._clips is None or not is_writer():
             return
         result = evaluate_vae.reconstruct(self.recipe, self._params, self._clips)
         evaluate_vae.write(result, self._workdir / "samples")

@@ -1,5 +1,6 @@
 """The jitted training step over a mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,15 +9,18 @@ import optax
 
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
+from causal_diffusion.compatibility.mesh import check_mesh
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion_text import MotionTextRecipe
-from causal_diffusion.parallel.mesh import batch_sharding, check_batch, replicated
+from causal_diffusion.nn.remat import check_memories
+from causal_diffusion.parallel.mesh import batch_sharding, replicated
 from causal_diffusion.recipe import Recipe
+from causal_diffusion.training.guard import judged
 from causal_diffusion.training.objectives.contrastive import contrastive_loss
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
 from causal_diffusion.training.objectives.reconstruction import autoencoder_gradients
-from causal_diffusion.training.optimizer import learning_rate
+from causal_diffusion.training.optimizer import applied_rate
 from causal_diffusion.training.state import TrainState, abstract_state, apply_gradients
 
 
@@ -41,14 +45,20 @@ OBJECTIVES = {
 }
 
 
-def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()):
-    """Mean gradient and metrics of a batch, in ``accumulate`` micro-batches one after the other.
+def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=(), shardings=None):
+    """Mean gradient and metrics of a batch, in ``accumulate`` micro-batches one after the other, all in float32.
 
     ``step``: steps done so far. ``frozen``: networks that judge and do not learn, as the objective takes them.
+    ``shardings``: those of the parameters. Gradients and their sums lie as the parameters do: left to itself, the
+    compiler may give every device all of them. None: it is left to itself.
     """
 
+    def pinned(grads):
+        return grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
+
     def grad(params, batch, key):
-        return OBJECTIVES[type(recipe)](recipe, params, batch, key, step, *frozen)
+        grads, metrics = OBJECTIVES[type(recipe)](recipe, params, batch, key, step, *frozen)
+        return pinned(grads), metrics
 
     if accumulate == 1:
         return grad(params, batch, key)
@@ -57,35 +67,48 @@ def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()
         return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     def body(total, micro):
-        return jax.tree.map(jnp.add, total, grad(params, micro, key)), None
+        grads, metrics = jax.tree.map(jnp.add, total, grad(params, micro, key))
+        return (pinned(grads), metrics), None
 
     parts = jax.tree.map(split, batch)
-    zeros = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype),
+    grads, metrics = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, jnp.float32),
         jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), key),
     )
-    total, _ = jax.lax.scan(body, zeros, parts)
+    total, _ = jax.lax.scan(body, (pinned(grads), metrics), parts)
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
-def train_step(recipe, state: TrainState, batch: dict, *frozen) -> tuple[TrainState, dict]:
-    """One update. Metrics: those of the objective, 'loss' among them, and grad_norm, param_norm, lr."""
+def train_step(recipe, state: TrainState, batch: dict, *frozen, shardings=None) -> tuple[TrainState, dict]:
+    """One update, or none where the guard holds it back.
+
+    Metrics: those of the objective, 'loss' among them, and grad_norm, param_norm, lr, and those of ``guard.judged``.
+    ``shardings``: of the parameters, as ``gradients`` takes them.
+    """
     config = recipe.config.train
-    grads, metrics = gradients(recipe, state.params, batch, state.key, config.accumulate, state.step, frozen)
-    new = apply_gradients(recipe, state, grads)
-    metrics |= {
-        "grad_norm": optax.tree.norm(grads),
+    grads, metrics = gradients(recipe, state.params, batch, state.key, config.accumulate, state.step, frozen, shardings)
+    norm = optax.tree.norm(grads)
+    good, norms, guarded = judged(config, state, metrics["loss"], norm)
+    new = dataclasses.replace(apply_gradients(recipe, state, grads, good), norms=norms)
+    metrics |= guarded | {
+        "grad_norm": norm,
         "param_norm": optax.tree.norm(new.params),
-        "lr": jnp.asarray(learning_rate(config)(state.step), jnp.float32),
+        "lr": applied_rate(config, state.opt_state),
     }
     return new, metrics
 
 
 def compile_step(recipe, mesh, spec: dict | None = None, *frozen):
-    """The compiled step (state, batch, *frozen) -> (state, metrics) on a mesh; the state is donated. Needs no arrays.
+    """The compiled step (state, batch, *frozen) -> (state, metrics) on a mesh; see ``lower_step``."""
+    return lower_step(recipe, mesh, spec, *frozen).compile()
+
+
+def lower_step(recipe, mesh, spec: dict | None = None, *frozen, platforms=None):
+    """The step (state, batch, *frozen) -> (state, metrics) on a mesh, lowered; the state is donated. Needs no arrays.
 
     ``spec``: shapes of one clip, see ``data.sources``, or of its latents; None: those that the config states.
     ``frozen``: pytrees of arrays or their shapes, as ``gradients`` takes them; every device holds them whole.
+    ``platforms``: ('tpu',) or the like, for a mesh that is abstract: one without devices, which is not compiled.
     """
     config = recipe.config.train
     if config.batch % config.accumulate:
@@ -93,7 +116,7 @@ def compile_step(recipe, mesh, spec: dict | None = None, *frozen):
             f"train.batch is {config.batch} and train.accumulate is {config.accumulate}: micro-batches are equal, "
             f"train.batch = {max(1, config.batch // config.accumulate) * config.accumulate} would do"
         )
-    check_batch(mesh, config.batch, name="train.batch")
+    check_mesh(recipe, mesh)
     spec = spec or clip_shapes(recipe.config)
     text = recipe.config.model.text if isinstance(recipe, Recipe) else 0
     if text and "text" not in spec:
@@ -101,17 +124,20 @@ def compile_step(recipe, mesh, spec: dict | None = None, *frozen):
     if text and not recipe.config.model.vocabulary and spec["text"].shape[-1] != text:
         raise UserError(f"model.text is {text} and the clips have tokens of width {spec['text'].shape[-1]}: "
                         "they must be equal")
+    if isinstance(recipe, Recipe):
+        check_memories(recipe.model.config.remat, mesh)
     shapes, shardings = abstract_state(recipe, mesh)
     spec = batch_spec(spec, config.batch)
     rows = batch_sharding(mesh)
     step = jax.jit(
-        functools.partial(train_step, recipe),
+        functools.partial(train_step, recipe, shardings=shardings.params),
         in_shardings=(shardings, {name: rows for name in spec}, *(replicated(mesh) for _ in frozen)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    with jax.set_mesh(mesh):
-        return step.lower(shapes, spec, *frozen).compile()
+    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
+    with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
+        return step.trace(shapes, spec, *frozen).lower(lowering_platforms=platforms)
 
 
 def held_out_loss(recipe: Recipe, params, video, condition: dict) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.embedders import patchify
+from causal_diffusion.nn.remat import POLICIES
 from causal_diffusion.nn.transformer import EncodedCondition, TransformerConfig
 
 BARE = dict(depth=1, classes=0, action=0, text=0)  # where conditions play no part
@@ -167,7 +168,7 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
         (dict(layers="loop"), "model.layers is 'loop'; it is one of unrolled, scan"),
         (dict(backend="flash"), "model.backend is 'flash'; it is one of reference"),
         (dict(dtype="float16"), "model.dtype is 'float16'; it is one of auto, float32, bfloat16"),
-        (dict(remat="some"), "model.remat is 'some'; it is none, full or a name in jax.checkpoint_policies"),
+        (dict(remat="some"), f"model.remat is 'some'; it is one of {', '.join(POLICIES)}"),
         (dict(patch=()), "model.patch is (): one entry for time and up to two for space, each >= 1"),
         (dict(attention="axial"), "model.attention is 'axial'; it is one of joint, factorised"),
         (dict(outputs=0), "model.outputs is 0; it is at least 1"),

@@ -1,13 +1,18 @@
 """Meshes of every shape eight devices allow, and the batch on them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, PartitionSpec
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import (
     MeshConfig,
+    arrange,
+    batch_part,
     batch_sharding,
     check_batch,
     global_batch,
@@ -21,14 +26,101 @@ from causal_diffusion.parallel.mesh import (
 ])
 def test_shape(data, fsdp, shape):
     mesh = make_mesh(MeshConfig(data, fsdp))
-    assert mesh.axis_names == ("data", "fsdp")
-    assert mesh.devices.shape == shape
+    assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
+    assert mesh.devices.shape == (*shape, 1, 1)
     assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(("sizes", "shape"), [
+    ((-1, 2, 2, 1), (2, 2, 2, 1)), ((2, 1, -1, 2), (2, 1, 2, 2)), ((1, 2, 2, -1), (1, 2, 2, 2)),
+    ((1, 1, 8, 1), (1, 1, 8, 1)),
+])
+def test_four_axes_with_neighbours_on_the_last(sizes, shape):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert mesh.devices.shape == shape and set(mesh.axis_types) == {AxisType.Auto}
+    assert list(mesh.devices.flat) == jax.devices()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """As much of a device as an arrangement asks for."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "fake"
+
+
+def fakes(groups, each, attribute="process_index"):
+    fields = [{"process_index": group, attribute: group} for group in range(groups) for _ in range(each)]
+    return [Fake(i, **f) for i, f in enumerate(fields)]
+
+
+def spans(arranged, attribute):
+    """How many groups lie along each axis."""
+    groups = np.vectorize(lambda d: getattr(d, attribute))(arranged)
+    return tuple(len(set(np.moveaxis(groups, axis, 0)[:, 0, 0, 0])) for axis in range(4))
+
+
+@pytest.mark.parametrize("attribute", ["process_index", "slice_index"])
+@pytest.mark.parametrize(("groups", "each", "shape", "across"), [
+    (2, 4, (2, 2, 2, 1), (2, 1, 1, 1)), (4, 8, (2, 16, 1, 1), (2, 2, 1, 1)), (4, 8, (4, 2, 2, 2), (4, 1, 1, 1)),
+    (2, 4, (1, 8, 1, 1), (1, 2, 1, 1)), (2, 4, (1, 1, 4, 2), (1, 1, 2, 1)), (3, 4, (6, 1, 1, 2), (3, 1, 1, 1)),
+    (8, 2, (2, 2, 2, 2), (2, 2, 2, 1)), (2, 2, (1, 1, 1, 4), (1, 1, 1, 2)),
+])
+def test_the_first_axes_span_groups(attribute, groups, each, shape, across):
+    arranged = arrange(shape, fakes(groups, each, attribute))
+    assert arranged.shape == shape and {d.id for d in arranged.flat} == set(range(groups * each))
+    assert spans(arranged, attribute) == across
+
+
+def test_groups_of_different_sizes_are_named():
+    devices = fakes(2, 4)[:-1] + [Fake(7, 0)]
+    with pytest.raises(UserError, match=r"the 8 devices lie in groups of \[3, 5\]"):
+        arrange((8, 1, 1, 1), devices)
+
+
+def test_hosts_of_one_tpu_slice_are_one_group(monkeypatch):
+    devices, asked = [Fake(i, i // 4, 0, "tpu") for i in range(8)], []
+    monkeypatch.setattr(mesh_utils, "create_device_mesh", lambda shape, devices, **_: asked.append((shape, devices)))
+    arrange((2, 2, 2, 1), devices)
+    assert asked == [((2, 2, 2, 1), devices)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeMesh:
+    devices: np.ndarray
+
+    @property
+    def shape(self):
+        return dict(zip(("data", "fsdp", "context", "tensor"), self.devices.shape, strict=True))
+
+
+@pytest.mark.parametrize(("shape", "parts"), [
+    ((2, 2, 2, 1), [0, 1]), ((1, 8, 1, 1), [0, 1]), ((1, 1, 4, 2), [0, 0]), ((1, 1, 1, 8), [0, 0]),
+    ((1, 2, 4, 1), [0, 1]),
+])
+def test_processes_that_share_rows_feed_the_same_part(monkeypatch, shape, parts):
+    mesh = FakeMesh(arrange(shape, fakes(2, 4)))
+    found = []
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(batch_part(mesh))
+    assert found == [(part, len(set(parts))) for part in parts]
+
+
+def test_rows_shared_in_part_are_refused():
+    mesh = FakeMesh(arrange((2, 1, 6, 1), fakes(1, 12)))
+    for device in range(12):  # three processes of four devices, two groups of six that share rows
+        mesh.devices.reshape(-1)[device] = Fake(device, device // 4)
+    with pytest.raises(UserError, match="some would share a part of their rows"):
+        batch_part(mesh)
 
 
 def test_one_device_is_a_mesh_of_one():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert mesh.devices.shape == (1, 1)
+    assert mesh.devices.shape == (1, 1, 1, 1) and batch_part(mesh) == (0, 1)
     batch = global_batch(mesh, {"video": np.ones((3, 2, 4, 4, 1), np.float32)})
     assert batch["video"].shape == (3, 2, 4, 4, 1)
 

@@ -31,7 +31,8 @@ def random_like(recipe, seed):
 def save(config, workdir, step=5, seed=0):
     """A checkpoint of random averages, as ``train`` writes them; returns them."""
     ema = random_like(build(config), seed)
-    Checkpoints(workdir / "checkpoints").save(step, ema=ema, meta={"config": json.loads(to_json(config))})
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(step, ema=ema, meta={"config": json.loads(to_json(config))})
     return ema
 
 

@@ -1,4 +1,7 @@
-"""Signals are noted between two steps; a second one ends the run at once; handlers come back."""
+"""Signals are noted between two steps; a second one ends the run at once; handlers come back.
+
+What several processes make of a signal is in test_two_processes.
+"""
 
 import signal
 import threading
@@ -6,28 +9,31 @@ import threading
 import pytest
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.training.interrupt import Interrupted, interruptible
+from causal_diffusion.training.interrupt import Interrupted, Preempted, interruptible
 
 
-def test_it_is_a_users_doing():
-    assert issubclass(Interrupted, UserError)
+def test_they_are_not_bugs_and_a_scheduler_can_tell_them_apart():
+    assert issubclass(Preempted, Interrupted) and issubclass(Interrupted, UserError)
+    assert (Interrupted.exit_code, Preempted.exit_code) == (2, 75)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_noted(number):
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Preempted)])
+def test_the_first_is_noted(number, error):
     before = signal.getsignal(number)
     with interruptible() as interrupted:
-        assert not interrupted()
+        assert interrupted() is None
         signal.raise_signal(number)
-        assert interrupted() and interrupted()
+        assert interrupted() is error and interrupted() is error
     assert signal.getsignal(number) is before
 
 
-def test_the_second_ends_at_once():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_ends_at_once(first, second):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(first)
+        signal.raise_signal(second)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -48,4 +54,4 @@ def test_other_threads_are_never_interrupted():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert answers == [False]
+    assert answers == [None]

@@ -94,16 +94,18 @@ def test_killed_at_random_moments(reference, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(reference, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 2, "interrupted"), (signal.SIGTERM, 75, "preempted")]
+)
+def test_interrupted(reference, tmp_path, number, code, word):
     process = start(tmp_path)
     wait_for(process, lambda: latest(tmp_path))
     process.send_signal(number)
     status, out, err = finish(process)
-    assert status == 2
+    assert status == code
     line = only_error(err)
     step = latest(tmp_path)
-    assert line == (f"error: interrupted after step {step}, which is saved in {tmp_path / 'checkpoints'}; the same "
+    assert line == (f"error: {word} after step {step}, which is saved in {tmp_path / 'checkpoints'}; the same "
                     "command goes on from there")
     status, out, err = finish(start(tmp_path))
     assert status == 0, err
@@ -119,6 +121,7 @@ FULL = """
     save = Checkpoints.save
     def save_and_fill(self, step, **items):
         save(self, step, **items)
+        self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
     Checkpoints.save = save_and_fill
 """

@@ -11,6 +11,7 @@ from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build, parameter_count
 from causal_diffusion.training import state as states
+from causal_diffusion.training.collectives import collectives
 from causal_diffusion.training.report import aligned, memory_estimate, parameter_table, summary, training_flops
 from causal_diffusion.training.state import abstract_state
 
@@ -43,7 +44,7 @@ def test_the_table_adds_up():
     shapes, _ = abstract_state(recipe, one_device())
     lines = parameter_table(recipe, one_device()).splitlines()
     assert lines[0].split() == ["parameter", "shape", "sharding", "numbers", "bytes/device"]
-    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-2]}
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:-5]}
     leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
     assert len(rows) == len(leaves)
     for path, leaf in leaves:
@@ -52,8 +53,11 @@ def test_the_table_adds_up():
         assert numbers == f"{math.prod(leaf.shape):,}" and size == f"{4 * math.prod(leaf.shape):,}"
     total = parameter_count(shapes.params)
     assert total > 1_000_000
-    assert lines[-2].split() == ["total", f"{total:,}"]
-    assert lines[-1].split()[-1] == f"{bytes_of(shapes):,}"
+    assert lines[-5].split() == ["total", f"{total:,}", f"{4 * total:,}"]
+    totals = {"gradients, during a step": shapes.params, "averages": shapes.ema,
+              "optimizer state (adamw)": shapes.opt_state, "parameters, averages and optimizer state": shapes}
+    for line, (words, tree) in zip(lines[-4:], totals.items(), strict=True):
+        assert line.startswith(words) and line.split()[-1] == f"{bytes_of(tree):,}"
     assert len({len(line) for line in lines if "replicated" in line}) == 1  # flush right
 
 
@@ -102,6 +106,9 @@ def test_memory_and_summary(small, train):
     assert "8 clips of 4 frames, 12 steps" in text
     assert f"{training_flops(recipe):,.0f} per step" in text
     assert f"{estimate['total'] / 2**20:,.1f} MiB total" in text
+    sums = collectives(compiled.as_text())["all-reduce"]  # of gradients over the batch, and of little else
+    assert f"collectives {sums.count:,} all-reduce, {sums.bytes / 2**20:,.1f} MiB per step and device" in text
+    assert 1.0 < sums.bytes / (4 * parameter_count(shapes.params)) < 1.5
 
 
 def test_why_streaming_is_approximate_is_told(tiny):

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from causal_diffusion.config import TrainConfig
 from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build
+from causal_diffusion.run_config import TrainConfig
 from causal_diffusion.training import state as states
 from causal_diffusion.training.optimizer import make_optimizer
 from causal_diffusion.training.state import TrainState, apply_gradients, create, sharded_state

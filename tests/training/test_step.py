@@ -1,5 +1,6 @@
 """Rule 5: one device computes what eight do, leaf by leaf; accumulation and the layer scan change nothing."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -129,7 +130,8 @@ def assert_same_gradients(found, wanted):
 def test_metrics_and_gradients_are_finite_and_nothing_is_at_zero(alone, params):
     _, metrics, grads, _ = alone
     assert all(np.all(np.isfinite(x)) for x in (*metrics.values(), *jax.tree.leaves(grads)))
-    assert set(metrics) == {"loss", "loss_by_frame", "grad_norm", "param_norm", "lr"}
+    assert set(metrics) == {"loss", "loss_by_frame", "grad_norm", "param_norm", "lr", "skipped"}
+    assert metrics["skipped"] == 0.0
     assert metrics["loss_by_frame"].shape == (T,)
     assert metrics["loss"] == pytest.approx(metrics["loss_by_frame"].mean(), rel=1e-6)
     assert metrics["grad_norm"] == pytest.approx(norm(grads), rel=1e-5)
@@ -183,6 +185,40 @@ def test_other_forms_of_the_network(model, sizes):
     params = random_params(recipe, scale)
     wanted = one_step(recipe, make_mesh(devices=jax.devices()[:1]), params)[2]
     assert_same_gradients(one_step(recipe, make_mesh(sizes), params)[2], wanted)
+
+
+def host_copy(state):
+    return jax.tree.map(np.array, dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_but_the_step(alone):
+    *_, step = alone
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = sharded_state(recipe_of(), mesh, seed=0)
+    before, batch = host_copy(state), batch_of()
+    batch["video"][3, 1, 2, 2] = np.nan
+    state, metrics = step(state, global_batch(mesh, batch))
+    after = host_copy(state)
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=before.step), before)
+    assert after.step == 1 and metrics["skipped"] == 1.0 and np.isnan(metrics["loss"])
+    state, metrics = step(state, global_batch(mesh, batch_of()))
+    assert metrics["skipped"] == 0.0 and state.step == 2
+    assert metrics["param_norm"] != norm(before.params)
+
+
+def test_bfloat16_multiplies_and_float32_keeps(params, alone):
+    """Parameters, moments, averages and gradients stay float32; gradients are those of float32 to its precision."""
+    state, metrics, grads, step = one_step(recipe_of(2, dtype="bfloat16"), make_mesh(MeshConfig(2, 4)), params)
+    for leaf in jax.tree.leaves((state.params, state.ema, optax.tree.get(state.opt_state, "mu"), grads)):
+        assert leaf.dtype == np.float32
+    assert {value.dtype for value in metrics.values()} == {np.dtype("float32")}
+    assert "bf16[" in step.as_text()
+    assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=0.02)
+    whole = norm(alone[2])
+    for (path, b), a in zip(named(alone[2]), jax.tree.leaves(grads), strict=True):
+        assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(b) + 1e-3 * whole, path
+    assert any(np.linalg.norm(a - b) > 1e-4 * np.linalg.norm(b) for a, b in
+               zip(*map(jax.tree.leaves, (grads, alone[2])), strict=True))  # fmt: skip
 
 
 def test_a_fixed_batch_is_learned(alone):

@@ -30,6 +30,8 @@ import numpy as np
 from causal_diffusion.layout import CLEAN, Ids
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
+from causal_diffusion.parallel.activations import mesh_axis
+from causal_diffusion.parallel.context import balanced
 from causal_diffusion.recipe import Recipe, null_condition
 
 
@@ -139,20 +141,23 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
     if layout.reference:
         streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
     mask, prefix_mask = _masks(recipe, context, scored, t)
+    options = {"prefix_mask": prefix_mask}
+    if (shards := mesh_axis("context")) > 1:
+        options["order"] = frame_order(layout, T, shards)
     condition = batch_condition(recipe, batch, keep)
     if layout.separate_clean and condition.text_of is not None:  # the clean stream, then the noisy ones
         of = condition.text_of
         condition = dataclasses.replace(condition, text_of=jnp.concatenate([of[:, :-1], *[of] * copies], axis=1))
     if recipe.config.train.own_past and step is not None:
         first, _ = recipe.model.apply(
-            {"params": jax.lax.stop_gradient(params)}, streams, condition, mask, prefix_mask=prefix_mask
+            {"params": jax.lax.stop_gradient(params)}, streams, condition, mask, **options
         )
         guess = jax.lax.stop_gradient(process.clipped_x0(process.split(first["noisy"])[0], x_t, t))
         share = _share(recipe.config.train, step)
         taken = per_sample(3, lambda k: jax.random.uniform(jax.random.fold_in(k, 1), past.shape) < share)
         taken = taken.reshape(*taken.shape, *(1,) * (video.ndim - 2))
         streams["clean"] = clean_past(jnp.where(taken, guess[:, past], video[:, past]))
-    out, _ = recipe.model.apply({"params": params}, streams, condition, mask, prefix_mask=prefix_mask)
+    out, _ = recipe.model.apply({"params": params}, streams, condition, mask, **options)
     # One row per noisy copy: some weights look along the sequence.
     rows = [a.reshape(B * copies, F, *a.shape[2:]) for a in (out["noisy"], x0, eps, x_t, t, scored)]
     scored = rows[5]
@@ -160,6 +165,12 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
     loss = jnp.mean(jnp.sum(by_frame, axis=1) / jnp.maximum(jnp.sum(count, axis=1), 1.0))
     shown = jnp.sum(by_frame, axis=0) / jnp.maximum(jnp.sum(count, axis=0), 1.0)
     return loss, {"loss": loss, "loss_by_frame": shown[frame == own]}
+
+
+def frame_order(layout, frames: int, shards: int):
+    """The order in which the fine frames of a clip's streams lie over ``context``."""
+    mask, group = layout.training_mask(frames)[layout.coarse :], layout.block_groups(frames)[layout.coarse :]
+    return balanced(mask.sum(axis=1), group, shards)
 
 
 def _share(train, step):

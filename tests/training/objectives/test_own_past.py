@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from causal_diffusion.config import TrainConfig
+from causal_diffusion.run_config import TrainConfig
 from causal_diffusion.training.objectives.diffusion import _share, diffusion_loss
 from causal_diffusion.training.step import held_out_loss
 from tests.training.objectives.looking import SOME, B, Network, T, batch_of, recipe_of
