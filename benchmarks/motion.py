@@ -13,7 +13,7 @@ its caption and length, and prints
                   of 64 frames, whole), 1 at the floor (training clips against held-out ones)
     diversity, multimodality   mean distances of motions of all captions, and of 16 motions each of twelve captions
     hands         'raises the left / right hand' obeyed: which wrist rises higher (evaluation.motion.higher_wrist)
-    speed         mean ground speed of walks and runs over that of the data
+    speed         mean ground speed of walks and runs over that of as many real ones, of the same captions and lengths
     jerk          peak jerk around changes of the prompt over that of as many windows of real clips
     skating, bones   share of frames in which a planted foot slides; standard deviation of bone lengths
     latency       look-ahead, wall time to the first block and frames a second of a stream of one
@@ -65,20 +65,20 @@ class HeldOut:
         fitted = distributions.gaussian_fit(np.stack(windows), len(self.clips))
         self.ceiling = distributions.frechet_distance(judge.embed_motions(list(fitted), self.body), self.real)
         self.floor = distributions.fid_floor(self.train, self.real)
-        self.all = [(train.clip(i), train.clip_kinds[i]) for i in range(train.clips)] + [
-            (test.clip(i), test.clip_kinds[i]) for i in range(test.clips)
-        ]
+        self.sources = (train, test)
 
     def world(self, clip):
         """Joints of a clip, [T, J, 3] metres."""
         return np.asarray(self.body.positions(np.asarray(clip))[0], np.float64)
 
-    def speeds(self):
-        """m/s: mean ground speed of the data by content."""
-        return {
-            move: float(np.mean([self.speed(clip) for clip, kind in self.all if kind.split(", ")[0] == move]))
-            for move in MOVES
-        }
+    def examples(self, content, count=48, shortest=24):
+        """``count`` real clips of a content, by lot: their captions, and they themselves as long as they are made."""
+        chosen = [
+            (source.clip_captions[i], source.clip(i)[: min(FRAMES, len(source.clip(i)) // 4 * 4)])
+            for source in self.sources for i in range(source.clips)
+            if source.clip_kinds[i].split(", ")[0] == content and len(source.clip(i)) >= shortest
+        ]  # fmt: skip
+        return list(zip(*(chosen[i] for i in np.random.default_rng(0).permutation(len(chosen))[:count]), strict=True))
 
     def speed(self, clip):
         """Mean ground speed of one clip, m/s."""
@@ -147,11 +147,12 @@ def score(pipe, held_out, seed=0, joins=32):
         sides = [metrics.higher_wrist(held_out.world(clip), held_out.body.skeleton) for clip in hands]
         obeyed[side] = float(np.mean([found == side for found in sides]))
     out["hands"] = obeyed
-    data, out["speed"] = held_out.speeds(), {}
+    out["speed"] = {}
     for move in MOVES:
-        moves = make(pipe, of_content(held_out, move, 48), [FRAMES] * 48, seed + 2000)
-        mean = float(np.mean([held_out.speed(clip) for clip in moves]))
-        out["speed"][move] = {"made": mean, "data": data[move], "ratio": mean / data[move]}
+        captions, real = held_out.examples(move)
+        moves = make(pipe, captions, [len(clip) for clip in real], seed + 2000)
+        mean, data = (float(np.mean([held_out.speed(clip) for clip in clips_])) for clips_ in (moves, real))
+        out["speed"][move] = {"made": mean, "data": data, "ratio": mean / data}
     out["joins"] = compositions(pipe, held_out, joins, seed)
     return out, clips
 
