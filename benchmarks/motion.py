@@ -11,8 +11,9 @@ its caption and length, and prints
                   the system was not trained on (in the same pools: they are too few to fill pools of their own)
     FID, KID      of the judge's 64 numbers per clip; progress: 0 at the ceiling (a Gaussian fitted to training clips
                   of 64 frames, whole), 1 at the floor (training clips against held-out ones)
+    diversity, multimodality   mean distances of motions of all captions, and of 16 motions each of twelve captions
     hands         'raises the left / right hand' obeyed: which wrist rises higher (evaluation.motion.higher_wrist)
-    speed         mean ground speed of walks and runs over that of the data
+    speed         mean ground speed of walks and runs over that of as many real ones, of the same captions and lengths
     jerk          peak jerk around changes of the prompt over that of as many windows of real clips
     skating, bones   share of frames in which a planted foot slides; standard deviation of bone lengths
     latency       look-ahead, wall time to the first block and frames a second of a stream of one
@@ -64,20 +65,20 @@ class HeldOut:
         fitted = distributions.gaussian_fit(np.stack(windows), len(self.clips))
         self.ceiling = distributions.frechet_distance(judge.embed_motions(list(fitted), self.body), self.real)
         self.floor = distributions.fid_floor(self.train, self.real)
-        self.all = [(train.clip(i), train.clip_kinds[i]) for i in range(train.clips)] + [
-            (test.clip(i), test.clip_kinds[i]) for i in range(test.clips)
-        ]
+        self.sources = (train, test)
 
     def world(self, clip):
         """Joints of a clip, [T, J, 3] metres."""
         return np.asarray(self.body.positions(np.asarray(clip))[0], np.float64)
 
-    def speeds(self):
-        """m/s: mean ground speed of the data by content."""
-        return {
-            move: float(np.mean([self.speed(clip) for clip, kind in self.all if kind.split(", ")[0] == move]))
-            for move in MOVES
-        }
+    def examples(self, content, count=48, shortest=24):
+        """``count`` real clips of a content, by lot: their captions, and they themselves as long as they are made."""
+        chosen = [
+            (source.clip_captions[i], source.clip(i)[: min(FRAMES, len(source.clip(i)) // 4 * 4)])
+            for source in self.sources for i in range(source.clips)
+            if source.clip_kinds[i].split(", ")[0] == content and len(source.clip(i)) >= shortest
+        ]  # fmt: skip
+        return list(zip(*(chosen[i] for i in np.random.default_rng(0).permutation(len(chosen))[:count]), strict=True))
 
     def speed(self, clip):
         """Mean ground speed of one clip, m/s."""
@@ -135,6 +136,10 @@ def score(pipe, held_out, seed=0, joins=32):
     out["KID"] = distributions.kernel_distance(made, held_out.real)
     out["progress"] = distributions.fid_progress(out["FID"], held_out.floor, held_out.ceiling)
     out["diversity"] = distributions.diversity(made, min(300, len(made)))
+    asked = np.random.default_rng(seed).choice(sorted(set(held_out.captions)), 12, replace=False).tolist()
+    repeated = make(pipe, asked * 16, [FRAMES] * len(asked) * 16, seed + 3000)
+    embedded = held_out.judge.embed_motions(repeated, pipe.body).reshape(16, len(asked), -1).swapaxes(0, 1)
+    out["multimodality"] = distributions.multimodality(embedded)
     out |= held_out.quality(clips)
     obeyed = {}
     for side, content in HANDS.items():
@@ -142,11 +147,12 @@ def score(pipe, held_out, seed=0, joins=32):
         sides = [metrics.higher_wrist(held_out.world(clip), held_out.body.skeleton) for clip in hands]
         obeyed[side] = float(np.mean([found == side for found in sides]))
     out["hands"] = obeyed
-    data, out["speed"] = held_out.speeds(), {}
+    out["speed"] = {}
     for move in MOVES:
-        moves = make(pipe, of_content(held_out, move, 48), [FRAMES] * 48, seed + 2000)
-        mean = float(np.mean([held_out.speed(clip) for clip in moves]))
-        out["speed"][move] = {"made": mean, "data": data[move], "ratio": mean / data[move]}
+        captions, real = held_out.examples(move)
+        moves = make(pipe, captions, [len(clip) for clip in real], seed + 2000)
+        mean, data = (float(np.mean([held_out.speed(clip) for clip in clips_])) for clips_ in (moves, real))
+        out["speed"][move] = {"made": mean, "data": data, "ratio": mean / data}
     out["joins"] = compositions(pipe, held_out, joins, seed)
     return out, clips
 
@@ -193,6 +199,7 @@ def real_numbers(held_out):
     """What the held-out clips themselves score."""
     out = precision(held_out, held_out.real)
     out["MM-Dist"] = metrics.matching_distance(held_out.text, held_out.real)
+    out["diversity"] = distributions.diversity(held_out.real, min(300, len(held_out.real)))
     out["FID floor"], out["FID ceiling"] = held_out.floor, held_out.ceiling
     return out | held_out.quality(held_out.clips)
 
@@ -206,24 +213,33 @@ def plain(value):
     return np.asarray(value).tolist()
 
 
-def table(results) -> str:
-    """The numbers of all systems in Markdown."""
-    head = ("system", "R@1", "R@2", "R@3", "R@3 unseen", "FID", "progress", "left / right hand", "walk / run speed",
-            "jerk at joins", "skating", "bones", "prompt shows after", "frames/s")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+def tables(results) -> str:
+    """The numbers of all systems in Markdown: how motions fit their captions, and how they move."""
+    fits = [("system", "R@1", "R@2", "R@3", "R@3, unseen pairs", "FID", "progress", "MM-Dist", "diversity",
+             "multimodality")]  # fmt: skip
+    moves = [("system", "left / right hand", "walk / run speed", "jerk at joins", "skating", "bones",
+              "prompt shows after", "first block", "frames/s")]  # fmt: skip
     for name, r in results.items():
-        top = r["R-precision"]["mean"]
-        cells = [name, *(f"{x:.3f}" for x in top), f"{r['R-precision, unseen']['mean'][2]:.3f}"]
-        if "FID" in r:
-            cells += [f"{r['FID']:.4f}", f"{r['progress']:.3f}", " / ".join(f"{x:.0%}" for x in r["hands"].values())]
-            cells += [" / ".join(f"{m['ratio']:.2f}" for m in r["speed"].values()),
-                      f"{r['joins']['peak jerk ratio']:.2f}"]  # fmt: skip
-        else:
-            cells += [f"{r['FID floor']:.4f} to {r['FID ceiling']:.4f}", "", "", "", ""]
-        cells += [f"{r['skating']:.3f}", f"{r['bones']:.3f}"]
-        cells += [f"{r['prompt shows after, s']:.1f} s", f"{r['frames a second']:.0f}"] if "FID" in r else ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        made = "FID" in r
+        fits.append((
+            name, *(f"{x:.3f}" for x in r["R-precision"]["mean"]), f"{r['R-precision, unseen']['mean'][2]:.3f}",
+            f"{r['FID']:.4f}" if made else f"{r['FID floor']:.4f} to {r['FID ceiling']:.4f}",
+            f"{r['progress']:.3f}" if made else "", f"{r['MM-Dist']:.3f}", f"{r['diversity']:.2f}",
+            f"{r['multimodality']:.2f}" if made else "",
+        ))  # fmt: skip
+        moves.append((
+            name, " / ".join(f"{x:.0%}" for x in r["hands"].values()) if made else "",
+            " / ".join(f"{m['ratio']:.2f}" for m in r["speed"].values()) if made else "1 / 1",
+            f"{r['joins']['peak jerk ratio']:.2f}" if made else "1", f"{r['skating']:.3f}", f"{r['bones']:.3f}",
+            *((f"{r['prompt shows after, s']:.1f} s", f"{r['first block, s']:.2f} s", f"{r['frames a second']:.0f}")
+              if made else ("", "", "")),
+        ))  # fmt: skip
+    return "\n\n".join(_markdown(rows) for rows in (fits, moves))
+
+
+def _markdown(rows):
+    head, *rest = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
 def opened(text):
@@ -234,7 +250,7 @@ def opened(text):
 
 
 def main():
-    """Scores each system and prints the table."""
+    """Scores each system and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of motion clips")
     parser.add_argument("--judge", type=Path, required=True, help="run of configs/motion_text.py")
@@ -259,7 +275,7 @@ def main():
             names=held_out.body.names, fps=held_out.body.fps,
         )  # fmt: skip
         write_png(args.out / f"{''.join(c if c.isalnum() else '_' for c in name)}.png", picture)
-        print(table(results), flush=True)
+        print(tables(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def curves(found, usual):
                f"{rare:.1g} % above {usual.high:.2f} m": flat(usual.high)}  # fmt: skip
     speeds = {"mean": found.speed, "fastest": found.fastest,
               f"{usual.percentile:g}th percentile of the data, {usual.speed:.2f} m/s": flat(usual.speed)}  # fmt: skip
+    shown = (usual.low - 0.2, usual.high + 0.2)
     return np.concatenate([
-        line_plot(heights, title=title, xlabel="", ylabel="root height, m", x_start=1, y_range=(0.0, 2.0)),
+        line_plot(heights, title=title, xlabel="", ylabel="root height, m", x_start=1, y_range=shown),
         line_plot(speeds, title="", xlabel="window of ten seconds", ylabel="joint speed, m/s", x_start=1),
     ])  # fmt: skip
 

@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.model.update(head_width=384, head_depth=3)
         c.process = dict(path="linear", predict="velocity")
         c.schedule.update(steps=10)
-        c.guidance.update(scale=2.0)
+        c.guidance.update(scale=1.5)  # no look-ahead: more makes changes of the prompt abrupt
         c.train.update(own_past=(0.0, 0.5))
     elif variant:
         raise ValueError(f"motionstreamer has no variant {variant!r}; there is 'tiny'")

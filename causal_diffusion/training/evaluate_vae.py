@@ -15,7 +15,6 @@ import numpy as np
 
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.config import Config
-from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.evaluation.motion_error import GroupPCA, mean_joint_error
 from causal_diffusion.evaluation.video import psnr, ssim
@@ -55,7 +54,7 @@ class Clips(NamedTuple):
 def reconstruct(recipe: AutoencoderRecipe, params, clips: Clips) -> Reconstruction:
     """Encodes and decodes held-out clips with the given parameters."""
     vae, video = recipe.vae, clips.video
-    if isinstance(clips.source, MotionClips):
+    if getattr(clips.source, "body", None) is not None:
         return of_motion(vae, params, clips.source, recipe.config)
     out = in_parts(lambda part: vae.decode(params, vae.encode(params, part)), video)
     if not are_pictures(video):
@@ -88,9 +87,9 @@ def of_series(out, video) -> Reconstruction:
     return Reconstruction(numbers, headline, None)
 
 
-def of_motion(vae: VAE, params, source: MotionClips, config: Config) -> Reconstruction:
-    """Of whole clips of joints, in millimetres. The components weigh all numbers alike, or the root's 30 times: the
-    root is a speed, whose errors add up along the path."""
+def of_motion(vae: VAE, params, source, config: Config) -> Reconstruction:
+    """Of whole clips of a source with a ``body``, in millimetres of its joints. The components weigh all numbers alike,
+    or the root's 30 times: the root is a speed, whose errors add up along the path."""
     g, chosen = vae.geometry, np.random.default_rng(0).permutation(source.clips)[: config.evaluate.clips]
     wanted = [_whole_groups(source.clip(int(i)), g.time) for i in chosen]
     got = [_padded(lambda x: vae.decode(params, vae.encode(params, x)), clip, g.time) for clip in wanted]

@@ -191,3 +191,24 @@ def test_a_config_that_does_not_fit_is_refused(folder, values, message):
     with pytest.raises(UserError, match=message) as error:
         HumanML3D(config(values.pop("path"), **values), "test")
     assert "\n" not in str(error.value)
+
+
+def test_an_autoencoder_of_the_folder_is_judged_by_its_joints(folder):
+    """Numbers that come back as they are have no error; a fifth added to the height of the root lifts every joint."""
+    import types
+
+    from causal_diffusion.training import evaluate_vae
+
+    section = config(folder, frames=40)
+    source = HumanML3D(section, "test")
+    geometry = types.SimpleNamespace(time=4, latent=8, channels=263)
+
+    def reconstructed(shift):
+        vae = types.SimpleNamespace(geometry=geometry, encode=lambda params, x: x, decode=lambda params, z: z + shift)
+        config_ = types.SimpleNamespace(data=section, evaluate=types.SimpleNamespace(clips=4))
+        recipe = types.SimpleNamespace(vae=vae, config=config_)
+        return evaluate_vae.reconstruct(recipe, None, evaluate_vae.Clips(source, None)).numbers
+
+    assert reconstructed(0.0)["vae_world_mm"] == 0.0
+    height = np.eye(263, dtype=np.float32)[3] * 0.2
+    assert reconstructed(height)["vae_world_mm"] == pytest.approx(200 * source.body.std[3] / 22, rel=1e-3)
