@@ -71,15 +71,20 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Names]] = 
         if leaf.shape and names is not None:
             groups = _by_rule(path, leaf.shape, names, mesh)
         if names is None or any(names):
-            groups = _by_size(leaf.shape, groups, mesh.shape.get("fsdp", 1), min_size)
+            stacked = len(leaf.shape) - len(names) if names else 0
+            groups = _by_size(leaf.shape, groups, mesh.shape.get("fsdp", 1), min_size, stacked)
         return NamedSharding(mesh, _spec(groups))
 
     return jax.tree_util.tree_map_with_path(shard, tree)
 
 
-def _by_size(shape, groups, parts, min_size):
-    """`groups`, the axes of each dimension, with `fsdp` added where the leaf is large and not on it yet."""
-    open_to = [dim for dim, size in enumerate(shape) if size % parts == 0 and not groups[dim]]
+def _by_size(shape, groups, parts, min_size, stacked):
+    """`groups`, the axes of each dimension, with `fsdp` added where the leaf is large and not on it yet.
+
+    The first `stacked` dimensions, which a rule did not name, are those of a layer scan: split, every layer would have
+    to be fetched from the one device that holds it.
+    """
+    open_to = [dim for dim, size in enumerate(shape) if dim >= stacked and size % parts == 0 and not groups[dim]]
     if parts == 1 or math.prod(shape) < min_size or not open_to or any("fsdp" in group for group in groups):
         return groups
     widest = max(open_to, key=lambda dim: (shape[dim], dim))

@@ -16,6 +16,7 @@ from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build
 from causal_diffusion.training import state as states
 from causal_diffusion.training.step import compile_step, gradients
+from tests.parallel import processes
 
 BATCH, BETA, MIN_SIZE = 8, 0.9, 64
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2)]
@@ -82,6 +83,16 @@ def random_params(recipe, scale=0.25):
     return jax.tree.map(lambda leaf: scale * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
+def placed(leaf, sharding):
+    """A host's array, or a key, on the devices of all processes, in memory of its own: the step overwrites it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding, may_alias=False)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = np.asarray(jax.random.key_data(leaf))
+        return jax.jit(lambda: jax.random.wrap_key_data(data), out_shardings=sharding)()
+    return jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: np.array(leaf)[index])
+
+
 class Run:
     """A compiled step on a mesh, and what it makes of the same state and batch."""
 
@@ -100,7 +111,7 @@ class Run:
             params = jax.tree.map(np.array, stack_layers(params))
         moments = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.shapes.opt_state)
         state = states.TrainState(np.int32(0), params, params, moments, jax.random.key(5))
-        state = jax.tree.map(lambda a, s: jax.device_put(a, s, may_alias=False), state, self.shardings)
+        state = jax.tree.map(placed, state, self.shardings)
         losses, batch = [], global_batch(self.mesh, self.batch)
         for _ in range(n):
             state, metrics = self.step(state, batch)
@@ -197,6 +208,46 @@ def test_heads_that_do_not_divide_stay():
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_gradients_of_other_systems(name, sizes):
     assert_same(on(sizes, name).gradients(), alone(name).gradients())
+
+
+ACROSS = [(2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2)]
+TWO_PROCESSES = """
+    import functools, sys
+    import jax, numpy as np, optax
+    from jax.experimental import multihost_utils
+    from causal_diffusion.parallel import distributed
+    from causal_diffusion.parallel.mesh import batch_part
+
+    distributed.initialise()
+    jax.config.update("jax_disable_most_optimizations", True)
+    from tests.parallel import test_gradients as test
+
+    test.states.param_shardings = functools.partial(test.param_shardings, min_size=test.MIN_SIZE)
+    for sizes in test.ACROSS:
+        run = test.on(sizes)
+        part, parts = batch_part(run.mesh)
+        rows = slice(part * test.BATCH // parts, (part + 1) * test.BATCH // parts)
+        run.batch = {name: array[rows] for name, array in run.batch.items()}
+        losses = run.steps(5)[1]
+        moments = multihost_utils.process_allgather(optax.tree.get(run.steps(1)[0].opt_state, "mu"), tiled=True)
+        if distributed.is_writer():
+            leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(moments))}
+            np.savez(f"{sys.argv[1]}/{'_'.join(map(str, sizes))}.npz", losses=losses, **leaves)
+    distributed.barrier("the end")
+"""
+
+
+@pytest.mark.full
+def test_gradients_of_two_processes(tmp_path):
+    """Of two processes with four devices each, on meshes that span them by each of the first axes."""
+    ended = processes.run(TWO_PROCESSES, 2, tmp_path, devices=4)
+    assert [e.code for e in ended] == [0, 0], ended
+    wanted = alone().gradients()
+    for sizes in ACROSS:
+        found = np.load(tmp_path / f"{'_'.join(map(str, sizes))}.npz")
+        leaves, structure = jax.tree.flatten(wanted)
+        assert_same(jax.tree.unflatten(structure, [found[str(i)] / (1 - BETA) for i in range(len(leaves))]), wanted)
+        np.testing.assert_allclose(found["losses"], alone().steps(5)[1], rtol=1e-5)
 
 
 AUTOENCODERS = {
