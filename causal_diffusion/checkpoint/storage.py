@@ -1,12 +1,15 @@
 """Orbax, which writes and reads arrays under any sharding: what this package asks of it, and nothing else of it.
 
-Its log is muted: orbax logs a traceback of all that it raises, and warns of folders that ``manager`` reports.
+It is muted: orbax logs a traceback of all that it raises, and warns of folders that ``manager`` reports; and once it
+has given up, each write of tensorstore that fails after the first tells the world that nobody listens any more.
 """
 
 import contextlib
 import logging
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +57,8 @@ class Writing:
 
     def _end(self, failed: bool = False):
         if failed:  # some threads write on, into a folder that is about to be removed
+            logging.getLogger("asyncio").addFilter(_no_task_of_orbax)  # to stay: told when the garbage is collected
+            time.sleep(0.2)  # those of tensorstore's cannot be waited for
             for thread in threading.enumerate():
                 if type(thread).__module__.startswith("orbax."):
                     threading.Thread.join(thread, timeout=60)
@@ -99,14 +104,46 @@ def _handler(kinds: dict[str, str], alone: bool) -> ocp.CompositeCheckpointHandl
 
 @contextlib.contextmanager
 def muted():
-    """No word of orbax in the log meanwhile; everybody else's is heard."""
+    """No word of orbax meanwhile; everybody else's is heard. Several may be muted at a time, in any order."""
     logger = logging.getLogger("absl")
 
     def not_orbax(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
     logger.addFilter(not_orbax)
+    _ignored.enter()
     try:
         yield
     finally:
+        _ignored.exit()
         logger.removeFilter(not_orbax)
+
+
+def _no_task_of_orbax(record: logging.LogRecord) -> bool:
+    return not (record.msg.startswith("Task exception was never retrieved") and f"{os.sep}orbax{os.sep}" in record.msg)
+
+
+class _Ignored:
+    """Swaps `sys.unraisablehook` for one that lets a closed event loop pass, while somebody is in here."""
+
+    def __init__(self):
+        self._lock, self._inside, self._before = threading.Lock(), 0, None
+
+    def enter(self):
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before, sys.unraisablehook = sys.unraisablehook, self._hook
+
+    def exit(self):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and sys.unraisablehook == self._hook:  # else somebody came after us
+                sys.unraisablehook = self._before
+
+    def _hook(self, found):
+        if str(found.exc_value) != "Event loop is closed":
+            self._before(found)
+
+
+_ignored = _Ignored()

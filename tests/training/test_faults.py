@@ -41,7 +41,7 @@ SCRIPT = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 
     def before(owner, name, action, which):
         "Runs action() before the which-th call of owner.name."
