@@ -476,13 +476,13 @@ def test_a_disk_that_fills_up_while_orbax_writes(tmp_path):
             store.save(2, ema={"step": jnp.int32(2)}, train=many(2), meta={})
         except CheckpointError as error:
             print(error)
-        print(sorted(os.listdir(store.directory)), sys.unraisablehook is sys.__unraisablehook__)
+        print(sorted(os.listdir(store.directory)))
         """, tmp_path / "full")
     assert status == 0, err
     message, left = out.splitlines()
     assert message.startswith(f"cannot save step 2 to {tmp_path / 'full'}: File too large; "
                               "the last complete one is step 1; make room")
-    assert left == "['1'] True"
+    assert left == "['1']"
     assert err == ""
 
 

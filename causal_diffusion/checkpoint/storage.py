@@ -58,7 +58,8 @@ class Writing:
     def _end(self, failed: bool = False):
         if failed:  # some threads write on, into a folder that is about to be removed
             logging.getLogger("asyncio").addFilter(_no_task_of_orbax)  # to stay: told when the garbage is collected
-            time.sleep(0.2)  # those of tensorstore's cannot be waited for
+            _ignored.enter()  # to stay: told by writes of tensorstore, which cannot be waited for
+            time.sleep(0.2)
             for thread in threading.enumerate():
                 if type(thread).__module__.startswith("orbax."):
                     threading.Thread.join(thread, timeout=60)

@@ -1,7 +1,9 @@
 """A save goes on in the background: what is saved is what was there, and what goes wrong is told, once and in order."""
 
 import errno
+import logging
 import os
+import sys
 import threading
 import time
 
@@ -208,11 +210,11 @@ def test_keep_every_is_at_least_zero(tmp_path):
 
 
 def test_no_thread_is_left_and_nobody_is_silenced(tmp_path):
-    import logging
-
+    hook = sys.unraisablehook
     store, before = Checkpoints(tmp_path), threading.active_count()
     store.save(1, ema=tree(1), meta={})
     store.wait()
     assert not [thread for thread in threading.enumerate() if "save" in thread.name]
     assert threading.active_count() <= before + 2  # of pools that libraries keep
     assert logging.getLogger("absl").filters == []
+    assert sys.unraisablehook == hook
