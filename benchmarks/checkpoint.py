@@ -1,7 +1,7 @@
 """For how long does an asynchronous save hold training up?
 
-    python benchmarks/checkpoint.py                                  # 200 MB, one process and two
-    python benchmarks/checkpoint.py --megabytes=1000 --saves=15 --folder=/somewhere/else
+    python benchmarks/checkpoint.py                                  # 1 GB, one process and two
+    python benchmarks/checkpoint.py --megabytes=200 --saves=15 --folder=/somewhere/else
 
 A train state of float32 arrays is saved between two steps that overwrite it in place (it is donated), and each save is
 left to end before the next. One line is printed for one process, and one for two that share the state and the folder:
@@ -109,7 +109,7 @@ def line(count: int, megabytes: int, found: dict[str, float]) -> str:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=200, help="of the train state, all processes together")
+    parser.add_argument("--megabytes", type=int, default=1000, help="of the train state, all processes together")
     parser.add_argument("--saves", type=int, default=9)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
