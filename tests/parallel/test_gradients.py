@@ -204,10 +204,9 @@ def test_heads_that_do_not_divide_stay():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 2, 2, 2)], ids=str)
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_gradients_of_other_systems(name, sizes):
-    assert_same(on(sizes, name).gradients(), alone(name).gradients())
+def test_gradients_of_other_systems(name):
+    assert_same(on((1, 2, 2, 2), name).gradients(), alone(name).gradients())
 
 
 ACROSS = [(2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2)]

@@ -255,6 +255,7 @@ def end_of(config, workdir):
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
+@pytest.mark.full
 def test_a_run_that_stopped_goes_on_as_one_that_skipped_from_the_start(small, train, tmp_path):
     skips, faults = small("train.guard=skip"), {6, 7}
     train_with_faults(train, skips, tmp_path / "whole", faults)
