@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "summary", lambda *arguments: "")
+        patch.setattr(loop, "summary", lambda *arguments, **options: "")
         return loop.train(override(SMALL, {"data.path": str(folder)}), folder / "run")
 
 

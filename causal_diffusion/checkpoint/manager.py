@@ -158,7 +158,7 @@ class Checkpoints:
         except Exception as error:
             # Others may wait for this process where only devices meet: it must not wait for them for long.
             raise self._give_up(step, error, agreement, patience=_PATIENCE) from error
-        self._saving = saving = _Saving(step)
+        self._saving = saving = _Saving()
 
         def finish():
             try:
@@ -327,7 +327,6 @@ class _Occupied(CheckpointError):
 class _Saving:
     """A save in the background, and what became of it."""
 
-    step: int
     thread: threading.Thread | None = None
     error: BaseException | None = None
 

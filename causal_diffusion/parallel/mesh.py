@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from causal_diffusion.errors import UserError
@@ -108,9 +108,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, batch: int, *, name: str = "batch") -> None:
     """Raises UserError unless a global batch of this size splits evenly; `name` is what the user calls it."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if batch < 1 or batch % parts:
         shape = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in BATCH_AXES)
         near = max(parts, round(batch / parts) * parts)
@@ -126,7 +131,7 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     Raises:
       UserError: devices of two processes share some rows and not others.
     """
-    rows = np.arange(math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+    rows = np.arange(batch_parts(mesh))
     rows = np.broadcast_to(rows.reshape(*mesh.devices.shape[:2], 1, 1), mesh.devices.shape)
     own: dict[int, set[int]] = {}
     for device, row in zip(mesh.devices.flat, rows.flat, strict=True):
@@ -137,6 +142,16 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
         raise UserError(f"mesh {shape} over {len(own)} processes: some would share a part of their rows; context x "
                         "tensor must divide the devices of a process, or be a multiple of them")
     return parts.index(tuple(sorted(own[jax.process_index()]))), len(parts)
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays whole in the memory of the host, numpy, on each process. Called by all processes alike."""
+    def whole(array):
+        if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+            return array
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def global_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:

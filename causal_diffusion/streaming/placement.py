@@ -9,14 +9,13 @@ branches of its samples. What an axis does not divide is whole on each of its de
 
 import functools
 import logging
-import math
 
 import jax
 
 from causal_diffusion.compatibility.mesh import check_heads
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.parallel.activations import constrain, spec_of
-from causal_diffusion.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh, replicated
+from causal_diffusion.parallel.mesh import BATCH_AXES, MeshConfig, batch_parts, make_mesh, replicated
 from causal_diffusion.parallel.rules import param_shardings
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ def compiled(function, mesh, *, first=None, donate=()):
 
 def say_if_whole(batch: int, mesh) -> None:
     """Logs a line where the batch does not divide."""
-    parts = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    parts = 1 if mesh is None else batch_parts(mesh)
     if batch % parts:
         shape = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
         log.warning("a batch of %d does not divide over %s devices: each of them holds and computes all of it; a "

@@ -17,15 +17,16 @@ of steps late: they end together, before the next checkpoint.
 """
 
 import collections
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from causal_diffusion.checkpoint.leaves import replacing
 from causal_diffusion.errors import UserError
+from causal_diffusion.parallel.distributed import is_writer
+from causal_diffusion.parallel.mesh import gathered
 from causal_diffusion.run_config import TrainConfig
 
 WINDOW = 64  # steps whose norms are known
@@ -76,7 +77,7 @@ class FaultWatch:
         self._guard, self._folder, self._every, self._say = guard, Path(workdir) / "faults", every, say
         self._queue = collections.deque()
         self._skipped = 0  # in a row
-        self._writes = jax.process_index() == 0
+        self._writes = is_writer()
 
     def watch(self, step: int, batch: dict, metrics: dict) -> None:
         """Takes note of step number ``step`` and looks at the one ``LAG`` steps before.
@@ -126,12 +127,10 @@ class FaultWatch:
         if len(known) >= self.FILES and file not in known:
             return f" ({self._folder} is full: {len(known)} batches)"
         arrays = {"step": np.int64(step)} | whole | {f"metrics/{name}": value for name, value in numbers.items()}
-        partial = file.with_suffix(".partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as out:
+            with replacing(file) as out:
                 np.savez(out, **arrays)
-            os.replace(partial, file)
         except OSError as error:  # a full disk must not end what 'skip' keeps going
             return f" (its batch is lost: {file} cannot be written, {error.strerror})"
         return f" (its batch is in {file})"
@@ -151,7 +150,5 @@ def _what_happened(numbers):
 
 def _readable(rows):
     """A batch's array whole on the host, in a dtype that numpy itself reads."""
-    if isinstance(rows, jax.Array) and not rows.is_fully_addressable:
-        rows = multihost_utils.process_allgather(rows, tiled=True)
-    rows = np.asarray(rows)
+    rows = np.asarray(gathered(rows))
     return rows if rows.dtype.kind in "biuf" else rows.astype(np.float32)

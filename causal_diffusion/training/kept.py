@@ -4,7 +4,6 @@ import json
 import platform
 
 import jax
-from jax.experimental import multihost_utils
 
 from causal_diffusion import config as configs
 from causal_diffusion.data.captioned import captions_of
@@ -12,13 +11,12 @@ from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.text.words import Words
 from causal_diffusion.parallel.distributed import barrier, is_writer
+from causal_diffusion.parallel.mesh import gathered
 
 
 def whole(tree):
     """Parameters whole on one device of each process, where evaluation runs. Called by all processes alike."""
-    if not all(a.is_fully_addressable or a.is_fully_replicated for a in jax.tree.leaves(tree)):
-        tree = multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
+    return jax.device_put(gathered(tree), jax.local_devices()[0])
 
 
 def meta_of(config, body=None) -> dict:

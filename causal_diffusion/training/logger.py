@@ -15,6 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.render.tensorboard import EventFile, image_summary, scalar_summary, video_summary
 
 
@@ -25,7 +26,7 @@ class Logger:
         self._every, self._start = every, start
         self._losses = list(pending)
         self._device_losses = []
-        self._writes = jax.process_index() == 0
+        self._writes = is_writer()
         if self._writes:
             workdir.mkdir(parents=True, exist_ok=True)
             self._path = workdir / "metrics.jsonl"

@@ -84,9 +84,9 @@ def train(config, workdir, source=None, held_out=None):
     # 2. The step, and what it costs.
     with interruptible() as interrupted, checkpoints:
         step_fn = compile_step(recipe, mesh, spec, *run.frozen)
-        _say(summary(recipe, mesh, step_fn, *run.frozen))
         peak = peak_of(recipe, mesh)
         flops = training_flops(recipe, *run.frozen) if peak else None
+        _say(summary(recipe, mesh, step_fn, *run.frozen, flops=flops))
 
         # 3. State: resumed, taken over, or fresh.
         state, start, pending = _begin(run, mesh, checkpoints)

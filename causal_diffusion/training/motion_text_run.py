@@ -4,7 +4,6 @@ import dataclasses
 import json
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from causal_diffusion.data.captioned import Captioned
@@ -12,6 +11,7 @@ from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
 from causal_diffusion.evaluation.motion import r_precision
 from causal_diffusion.motion_text import Judge, MotionTextRecipe, by_parts
+from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.training.evaluate import drawn
 from causal_diffusion.training.kept import meta_of, open_text, whole
 
@@ -88,7 +88,7 @@ class MotionTextRun:
     def final(self, state, logger) -> None:
         """The same at the end, written down."""
         numbers = self._measured(state)
-        if not numbers or jax.process_index() != 0:
+        if not numbers or not is_writer():
             return
         folder = self._workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """What a run will cost, told before its first step: parameters, FLOPs, memory, collectives."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -55,15 +54,6 @@ def training_flops(recipe, *frozen) -> float:
     Counted on unrolled layers without recomputation, since XLA counts the body of a scan once. Of an autoencoder what
     weighs two losses against each other counts too, but not that its forward passes are shared.
     """
-    return _counted(recipe) if not frozen else _count(recipe, frozen)
-
-
-@functools.lru_cache(maxsize=4)
-def _counted(recipe):
-    return _count(recipe, ())
-
-
-def _count(recipe, frozen):
     plain = recipe
     if isinstance(recipe, Recipe):
         model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
@@ -98,12 +88,12 @@ def memory_estimate(compiled) -> dict[str, int]:
     } | offloaded
 
 
-def summary(recipe, mesh, compiled, *frozen) -> str:
-    """Everything above, ready to print."""
+def summary(recipe, mesh, compiled, *frozen, flops: float | None = None) -> str:
+    """Everything above, ready to print. ``flops``: ``training_flops``, where they have been counted already."""
     config = recipe.config
     abouts = {Recipe: _about_system, AutoencoderRecipe: _about_autoencoder, MotionTextRecipe: _about_motion_text}
     about = abouts[type(recipe)]
-    flops = training_flops(recipe, *frozen)
+    flops = training_flops(recipe, *frozen) if flops is None else flops
     lines = [
         parameter_table(recipe, mesh),
         "",

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import jax
 
+from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.run_config import LogConfig
 from causal_diffusion.training.logger import cut_back
 
@@ -69,7 +70,7 @@ class Watch:
         self._log, self._batch, self._show, self._say, self._clock = log, batch, show, say, clock
         self._peak_steps = peak / flops if peak and flops else None  # steps per second at peak
         self._trace, self._tracing = Path(workdir) / "trace", False
-        self._path, self._writes = Path(workdir) / "timing.jsonl", jax.process_index() == 0
+        self._path, self._writes = Path(workdir) / "timing.jsonl", is_writer()
         self._step = self._written = start
         self._since, self._waited, self._apart, self._header = None, 0.0, {}, None
         if not self._writes:

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     write_bodies(root, frames=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", lambda config: make_mesh(devices=jax.devices()[:1]))
-        patch.setattr(loop, "summary", lambda *arguments: "")
+        patch.setattr(loop, "summary", lambda *arguments, **options: "")
         loop.train(override(AUTOENCODER, {"data.path": str(root)}), root / "vae")
         overrides = {"data.path": str(root), "vae.checkpoint": str(root / "vae")}
         loop.train(override(SYSTEM, overrides), root / "run")

@@ -60,7 +60,7 @@ def train():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "compile_step", functools.partial(once, compile_step))
             patch.setattr(loop, "sharded_state", lambda *which: jax.tree.map(jnp.copy, once(sharded_state, *which)))
-            patch.setattr(loop, "summary", lambda *arguments: "")
+            patch.setattr(loop, "summary", lambda *arguments, **options: "")
             return loop.train(config, workdir, **sources)
 
     train.compile_step = functools.partial(once, compile_step)
