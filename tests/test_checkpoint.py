@@ -1,100 +1,33 @@
 """Architecture section 5, rule 10: a damaged, truncated or mismatched checkpoint is never silently used."""
 
 import errno
-import functools
 import json
 import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from causal_diffusion import checkpoint
-from causal_diffusion.checkpoint import Checkpoints, load_tree, manager, manifest, read_meta, save_tree, storage
+from causal_diffusion.checkpoint import Checkpoints, manager, manifest, read_meta, storage
 from causal_diffusion.errors import CheckpointError
-
-at_once = functools.partial(Checkpoints, asynchronous=False)
-META = {"config": {"width": 16, "name": "tiny", "levels": [0.5, 1.0]}, "note": "ä"}
-
-
-class Mixed(NamedTuple):
-    """Every kind of leaf in every kind of container."""
-
-    half: jax.Array
-    keys: jax.Array
-    fast_key: jax.Array
-    rest: tuple
-    nothing: None = None
-
-
-@functools.cache
-def make_tree(seed: int = 0) -> dict:
-    key = jax.random.key(seed)
-    kernel = jax.random.normal(key, (8, 16))
-    return {
-        "params": {"block_0": {"kernel": kernel, "bias": jnp.arange(16.0)}},
-        "opt": optax.adamw(1e-3).init({"kernel": kernel}),
-        "mixed": Mixed(half=jnp.asarray([1 / 3, jnp.nan, jnp.inf], jnp.bfloat16),
-                       keys=jax.random.split(key, 4),
-                       fast_key=jax.random.key(seed, impl="rbg"),
-                       rest=(np.asarray([[True], [False]]), jnp.zeros((0, 3)), jnp.uint8(7), {})),
-        "step": jnp.int32(seed),
-    }
-
-
-def make_ema(seed: int = 0) -> dict:
-    return {"block_0": {"kernel": jnp.full((8, 16), seed + 0.1)}}
-
-
-def like(tree, sharding=None):
-    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
-    place = sharding if callable(sharding) else lambda leaf: sharding
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), tree)
-
-
-LIKE = {"ema": like(make_ema()), "train": like(make_tree())}
-
-
-def assert_same(found, wanted):
-    """Same structure, dtypes and bits."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert one.dtype == other.dtype
-        assert one.shape == other.shape
-        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-
-
-def save(store: Checkpoints, step: int) -> None:
-    store.save(step, ema=make_ema(step), train=make_tree(step), data={"batches": step}, meta=META)
-
-
-def check_step(restored, step: int) -> None:
-    assert restored.step == step
-    assert_same(restored.ema, make_ema(step))
-    assert_same(restored.train, make_tree(step))
-    assert restored.data == {"batches": step}
-    assert restored.meta == META
-
-
-def flip(path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 4
-    path.write_bytes(content)
+from tests.checkpoint.trees import (
+    LIKE,
+    META,
+    assert_same,
+    at_once,
+    check_step,
+    flip,
+    like,
+    make_ema,
+    make_tree,
+    save,
+)
 
 
 @pytest.fixture(scope="module")
@@ -394,242 +327,6 @@ def test_only_orbax_is_silenced_and_only_meanwhile(store, caplog):
         logging.getLogger("absl").warning("from elsewhere")
     assert caplog.messages == ["from elsewhere"]
     assert logging.getLogger("absl").filters == []
-
-
-# Processes of their own: what a real file system and a real signal do.
-
-PRELUDE = """
-    import os, resource, signal, sys
-    import jax, jax.numpy as jnp
-    from causal_diffusion import checkpoint
-    from causal_diffusion.errors import CheckpointError
-    store = checkpoint.Checkpoints(sys.argv[1], keep=2, asynchronous=False)
-    key = jax.random.key(0)
-    def tree(step):
-        return {"kernel": jax.random.normal(jax.random.fold_in(key, step), (1024, 1024))}
-    def save(step):
-        store.save(step, ema={"step": jnp.int32(step)}, train=tree(step), data={"batches": step}, meta={})
-    like = {"ema": jax.eval_shape(lambda: {"step": jnp.int32(0)}), "train": jax.eval_shape(tree, 0)}
-    """
-
-
-def start(script: str, directory) -> subprocess.Popen:
-    code = textwrap.dedent(PRELUDE) + textwrap.dedent(script)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(checkpoint.__file__)))
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(directory)], text=True, cwd=root,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def run(script: str, directory) -> tuple[int, str, str]:
-    process = start(script, directory)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def check_latest(directory) -> int:
-    """Restores the newest intact step that PRELUDE's `save` wrote, and compares it bit for bit."""
-    wanted = {"ema": {"step": jnp.int32(0)},
-              "train": {"kernel": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
-    found = Checkpoints(directory).restore(wanted)
-    kernel = jax.random.normal(jax.random.fold_in(jax.random.key(0), found.step), (1024, 1024))
-    assert_same(found.train, {"kernel": kernel})
-    assert_same(found.ema, {"step": jnp.int32(found.step)})
-    assert found.data == {"batches": found.step}
-    return found.step
-
-
-def test_full_disk_for_real(tmp_path):
-    """A limit on file sizes stands for the full disk: tensorstore's own writes fail."""
-    status, out, err = run("""
-        save(1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-        try:
-            save(2)
-        except CheckpointError as error:
-            print(error)
-        print(sorted(os.listdir(store.directory)))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        save(2)
-        """, tmp_path / "full")
-    assert status == 0, err
-    message, left = out.splitlines()
-    assert message.startswith(f"cannot save step 2 to {tmp_path / 'full'}: File too large; "
-                              "the last complete one is step 1; make room")
-    assert left == "['1']"
-    assert err == ""
-    assert check_latest(tmp_path / "full") == 2
-
-
-def test_a_disk_that_fills_up_while_orbax_writes(tmp_path):
-    """At first there seems to be room; then a dozen writes fail in the background, and one line tells it."""
-    status, out, err = run("""
-        def many(step):
-            return {str(i): jax.random.normal(jax.random.fold_in(key, step * 100 + i), (64, 256)) for i in range(24)}
-        store.save(1, ema={"step": jnp.int32(1)}, train=many(1), meta={})
-        from causal_diffusion.checkpoint import storage
-        start = storage.Writing.__init__
-        def limit_and_start(*arguments):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-            start(*arguments)
-        storage.Writing.__init__ = limit_and_start
-        try:
-            store.save(2, ema={"step": jnp.int32(2)}, train=many(2), meta={})
-        except CheckpointError as error:
-            print(error)
-        print(sorted(os.listdir(store.directory)))
-        """, tmp_path / "full")
-    assert status == 0, err
-    message, left = out.splitlines()
-    assert message.startswith(f"cannot save step 2 to {tmp_path / 'full'}: File too large; "
-                              "the last complete one is step 1; make room")
-    assert left == "['1']"
-    assert err == ""
-
-
-def test_killed_while_orbax_writes(tmp_path):
-    store = at_once(tmp_path)
-    for _ in range(5):  # on a busy machine the signal may come too late
-        process = start("save(1) if store.latest() is None else None; save(2)", tmp_path)
-        while process.poll() is None and not any(tmp_path.glob("2.orbax-checkpoint-tmp/train*")):
-            time.sleep(0.001)
-        process.kill()
-        process.communicate()
-        assert check_latest(tmp_path) == max(store.steps())
-        if store.steps() == [1]:
-            break
-        store._remove(2)
-    assert store.steps() == [1]
-    assert store.restore({}).skipped == ((2, "half-written, it has no checksums.json"),)
-    store.save(2, ema={"step": jnp.int32(2)}, meta={})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
-
-
-def test_killed_while_sealing(tmp_path):
-    status, _, err = run("""
-        save(1)
-        os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
-        save(2)
-        """, tmp_path)
-    assert status == -signal.SIGKILL, err
-    assert (tmp_path / "2" / "checksums.json.partial").exists()
-    assert check_latest(tmp_path) == 1
-
-
-@pytest.mark.full
-def test_killed_at_any_moment(tmp_path):
-    """Twelve kills, at random moments of a run that does nothing but save: one step is lost at most."""
-    loop = """
-        step = store.restore(like).step if store.latest() else 0
-        print(step, flush=True)
-        while True:
-            step += 1
-            save(step)
-            print(step, flush=True)
-        """
-    delays = np.random.default_rng(0).uniform(0.2, 2.0, 12)
-    last = 0
-    for delay in delays:
-        process = start(loop, tmp_path)
-        try:
-            assert int(process.stdout.readline()) >= last
-            time.sleep(delay)
-        finally:
-            process.kill()
-            out, err = process.communicate()
-        assert err == ""
-        said = max([last, *map(int, out.split())])
-        if said:
-            assert said <= check_latest(tmp_path) <= said + 1
-        last = said
-    assert last > 0
-
-
-# One tree in one file.
-
-
-def test_tree_round_trip(tmp_path):
-    path = tmp_path / "session.npz"
-    tree = make_tree(3)
-    save_tree(path, tree, META)
-    found, meta = load_tree(path, like(tree))
-    assert_same(found, tree)
-    assert meta == META
-    flat, meta = load_tree(path)
-    assert_same(flat["mixed/half"], tree["mixed"].half)
-    assert_same(flat["mixed/fast_key"], tree["mixed"].fast_key)
-    assert len(flat) == len(jax.tree.leaves(tree))
-    assert [each.name for each in tmp_path.iterdir()] == ["session.npz"]
-
-
-def test_tree_lands_where_like_says(tmp_path):
-    save_tree(tmp_path / "a", {"x": jnp.arange(8.0), "y": jnp.ones(2), "file": jnp.ones(1)}, {})
-    target = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), P("data"))
-    spec = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=target)
-    tree, _ = load_tree(tmp_path / "a", {"x": spec, "y": np.ones(2, np.float32), "file": jnp.ones(1)})
-    assert tree["x"].sharding == target
-    assert tree["y"].sharding == SingleDeviceSharding(jax.devices()[0])
-
-
-def test_tree_flipped_anywhere_is_found_or_harmless(tmp_path):
-    """Some bytes of a zip file (dates, say) carry nothing; no flip may ever change what is read."""
-    path = tmp_path / "session.npz"
-    tree = {"kernel": jnp.arange(40.0), "half": jnp.ones(3, jnp.bfloat16), "key": jax.random.key(1)}
-    save_tree(path, tree, META)
-    intact = path.read_bytes()
-    found = 0
-    for position in range(0, len(intact), 5):
-        flip(path, position)
-        try:
-            again, meta = load_tree(path, tree)
-        except CheckpointError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
-            found += 1
-        else:
-            assert_same(again, tree)
-            assert meta == META
-        path.write_bytes(intact)
-    assert found > len(intact) // 5 * 0.5
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip file", None])
-def test_tree_that_is_no_tree(tmp_path, content):
-    path = tmp_path / "session.npz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"cannot read {path}"):
-        load_tree(path, {})
-
-
-def test_tree_cut_off(tmp_path):
-    path = tmp_path / "session.npz"
-    save_tree(path, make_tree(), META)
-    os.truncate(path, path.stat().st_size - 30)
-    with pytest.raises(CheckpointError, match="cannot read"):
-        load_tree(path)
-
-
-def test_tree_of_another_model_names_the_leaf(tmp_path):
-    save_tree(tmp_path / "a", {"x": jnp.ones(3)}, {})
-    for wanted, words in [({"x": jnp.ones(4)}, r"leaf x is float32\[3\] .* float32\[4\]"),
-                          ({"x": jnp.ones(3, jnp.int32)}, r"leaf x is float32\[3\] .* int32\[3\]"),
-                          ({"z": jnp.ones(3)}, r"leaf z is absent .* float32\[3\]")]:
-        with pytest.raises(CheckpointError, match=words):
-            load_tree(tmp_path / "a", wanted)
-
-
-def test_tree_on_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "session.npz"
-    save_tree(path, {"x": jnp.ones(3)}, {})
-
-    def fail(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(CheckpointError, match=f"cannot write {path}: No space left on device"):
-            save_tree(path, {"x": jnp.zeros(3)}, {})
-    assert [each.name for each in tmp_path.iterdir()] == ["session.npz"]
-    assert_same(load_tree(path)[0], {"x": jnp.ones(3)})
 
 
 def test_manifest_is_readable_by_people(saved):
