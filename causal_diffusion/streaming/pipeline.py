@@ -64,7 +64,7 @@ class Pipeline:
         self.recipe = build(config).streaming()
         self.text, self.body = text, body
         self.mesh = mesh = as_mesh(mesh, self.recipe.model.config)
-        self.rollout = Rollout(self.recipe, loss, loss_scale)
+        self.rollout = Rollout(self.recipe, loss=loss, loss_scale=loss_scale)
         self.params, self.codec = put_params(unstack_layers(params), codec, mesh)
         advance = functools.partial(self.rollout.advance, capacity=self.recipe.config.stream.capacity)
         self.encode_condition = compiled(self.rollout.encode_condition, mesh)
