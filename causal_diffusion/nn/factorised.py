@@ -36,8 +36,11 @@ the embedding, of space and of time. (Ca2-VDM adds those of time to the input of
 """
 
 import jax.numpy as jnp
+import numpy as np
 
-from causal_diffusion.nn.attention import BACKENDS, Heads, Visibility, along_cells, dense, slots, within_frames
+from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention import Heads, Visibility, dense, slots
+from causal_diffusion.nn.attention_backends import along_cells, attend, within_frames
 from causal_diffusion.nn.block import BlockBase
 from causal_diffusion.nn.rope import rotate
 from causal_diffusion.parallel.activations import attended, by_frame
@@ -76,7 +79,7 @@ class FactorisedBlock(BlockBase):
         attention knows space alone: its keys are the same raw or not.
         """
         (x,), (segment,) = xs, segments
-        c, dtype, backend = self.config, self.config.compute_dtype, BACKENDS[self.config.backend]
+        c, dtype = self.config, self.config.compute_dtype
         space = None if segment.rotary is None else segment.rotary[0]
         halves = self.modulate(self.modulation, segment)
         shift, scale, gate = halves[0]
@@ -85,7 +88,7 @@ class FactorisedBlock(BlockBase):
         heads = self.space_attention
         q, (k, v) = heads.queries(h), heads.keys_values(h)
         q, k, v = (by_frame(each) for each in (rotate(q, space), rotate(k, space), v))
-        x = self.gated(x, gate, heads.merge(within_frames(backend, q, k, v)))
+        x = self.gated(x, gate, heads.merge(within_frames(c.backend, q, k, v)))
 
         kv, prefix_kv = (), ()
         if c.prefix:
@@ -122,7 +125,7 @@ class FactorisedBlock(BlockBase):
         q, k = rotate(q, rotary), rotate(raw_k, rotary)
         past_k, past_v = slots(past, visibility.past_rotary, k.dtype)
         (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
-        out = by_frame(along_cells(BACKENDS[self.config.backend], q, keys, values, visibility.mask))
+        out = by_frame(along_cells(self.config.backend, q, keys, values, visibility.mask))
         return heads.merge(out), (k if segment.stored is None else rotate(raw_k, segment.stored[1]), v)
 
     def _see_prefix(self, x, rotary, mask, past):
@@ -133,8 +136,11 @@ class FactorisedBlock(BlockBase):
         q, k = rotate(q, rotary), rotate(k, rotary)
         past_k, past_v = slots(past, None, k.dtype)
         T, W = x.shape[1], past[0].shape[1] if past else 0
-        seen = jnp.eye(T, W + T, k=W, dtype=bool)
-        if mask is not None:
-            seen = mask | (seen & ~jnp.any(mask, axis=-1, keepdims=True))
+        own = np.eye(T, W + T, k=W, dtype=bool)
+        seen = StaticMask(own)
+        if isinstance(mask, StaticMask):
+            seen = StaticMask(mask.array | (own & ~mask.array.any(axis=-1, keepdims=True)))
+        elif mask is not None:
+            seen = mask | (own & ~jnp.any(mask, axis=-1, keepdims=True))
         (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
-        return heads.merge(by_frame(BACKENDS[self.config.backend](q, keys, values, seen))), (k, v)
+        return heads.merge(by_frame(attend(self.config.backend, q, keys, values, seen))), (k, v)

@@ -28,8 +28,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from causal_diffusion.cache import Compaction
+from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn import rope
 from causal_diffusion.nn.attention import Segment, Visibility, dense
 from causal_diffusion.nn.block import Block, Modulation, norm
@@ -150,7 +152,8 @@ class Transformer(nn.Module):
         Args:
             streams: name -> Stream, concatenated along frames in this order. All have the same spatial size.
             condition: for the whole sample (F = 1), or per block (then there is one stream).
-            mask: bool by frame, [T, W + T] or [B, T, W + T], over [fine slots | coarse slots | streams].
+            mask: by frame over [fine slots | coarse slots | streams]: bool [T, W + T] or [B, T, W + T], or, where it is
+                known before anything runs, a StaticMask, for which attention computes only what is seen.
             past: per layer what ``kv`` is of the slots, each [B, W, N, H, K], arrays or ``cache.Int8``; with coarse
                 slots (k, v, coarse k, coarse v), or (coarse k, coarse v) where there are no fine ones. None: no past.
             past_frame: int32 [B, W], or [B, W, N] by token: where in time the keys of the fine slots, which are raw,
@@ -194,7 +197,8 @@ class Transformer(nn.Module):
             if stream.action is not None:
                 chex.assert_shape(stream.action, (B, T, c.action))
         if order is not None:
-            mask, prefix_mask, condition = order.mask(mask), order.mask(prefix_mask), _in_order(condition, order)
+            mask, prefix_mask = _mask_in_order(mask, order), _mask_in_order(prefix_mask, order)
+            condition = _in_order(condition, order)
         xs, segments, runs, frames = self._segments(streams, condition, raw, queries, order)
         past_rotary = None
         if past_frame is not None and c.positions != "additive":
@@ -279,11 +283,14 @@ class Transformer(nn.Module):
         F = tokens.shape[1]
         tokens = jnp.broadcast_to(tokens, (B, *tokens.shape[1:])).astype(c.compute_dtype)
         T = sum(x.shape[1] for x in xs)
-        shown = jnp.repeat(jnp.eye(F, dtype=bool), T // F, axis=0)
+        shown = np.repeat(np.eye(F, dtype=bool), T // F, axis=0)
         mask = visibility.mask
         W = mask.shape[-1] - T
-        shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
-        mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
+        if isinstance(mask, StaticMask):
+            mask = StaticMask(np.concatenate([mask.array[:, :W], shown, mask.array[:, W:]], axis=1))
+        else:
+            shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
+            mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
         return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)
 
     def _head(self, x, e, clean, run, order):
@@ -368,6 +375,11 @@ def _noisy(stream: Stream):
 def _join(parts):
     """Arrays laid one after the other along frames."""
     return jnp.concatenate(parts, axis=1)
+
+
+def _mask_in_order(mask, order: Order):
+    """A mask of frames in another order."""
+    return StaticMask(order.mask(mask.array)) if isinstance(mask, StaticMask) else order.mask(mask)
 
 
 def _in_order(condition: EncodedCondition, order: Order) -> EncodedCondition:

@@ -63,12 +63,17 @@ def attended(queries, keys, values):
     the heads, in one exchange of all with all (DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509); then every
     device has as much to do as the others. Else it keeps its queries, and gathers all keys and values.
     """
-    shards, heads = mesh_axis("context"), queries[0].shape[3]
     asking, seen = ("batch", "frames", None, "heads"), ("batch", None, None, "heads")
-    if shards > 1 and heads % (shards * mesh_axis("tensor")) == 0:
+    if mesh_axis("context") > 1 and not frames_stay_split(queries[0].shape[3]):
         asking = seen = ("batch", None, None, "all heads")
     return tuple([constrain(x, *place) for x in xs]
                  for xs, place in ((queries, asking), (keys, seen), (values, seen)))
+
+
+def frames_stay_split(heads: int) -> bool:
+    """Whether queries of ``heads`` heads are split over ``context`` by frame while they attend; see ``attended``."""
+    shards = mesh_axis("context")
+    return shards > 1 and heads % (shards * mesh_axis("tensor")) != 0
 
 
 def by_frame(x):

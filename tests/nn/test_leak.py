@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout
-from causal_diffusion.nn.attention import BACKENDS
+from causal_diffusion.nn.attention_backends import BACKENDS
 
 LAYOUTS = [
     pytest.param(Layout("block_causal", block=1), marks=pytest.mark.full),

@@ -1,0 +1,107 @@
+"""How attention is computed, by name; ``model.backend``.
+
+=========  ===================================  ===================================================================
+name       what is computed                     where
+=========  ===================================  ===================================================================
+reference  every score; what is hidden is       everywhere
+           thrown away
+blockwise  what a static mask shows, in         everywhere
+           rectangles without a mask
+auto       as ``choose`` says                   everywhere
+=========  ===================================  ===================================================================
+
+All share one signature, that of ``reference``, and agree with it in value and gradient. Only a ``StaticMask`` can be
+planned for. Under a mask that is computed while the program runs (who sees whom is drawn with every clip, or a ring of
+slots is not full yet) attention is dense under every name, and the log says so.
+"""
+
+import functools
+import logging
+
+import jax
+import numpy as np
+
+from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention_backends.blockwise import blockwise
+from causal_diffusion.nn.attention_backends.rectangles import fragments
+from causal_diffusion.nn.attention_backends.reference import reference
+from causal_diffusion.parallel.activations import frames_stay_split
+
+log = logging.getLogger(__name__)
+
+BACKENDS = {"reference": reference, "blockwise": blockwise}
+NAMES = ("auto", *BACKENDS)
+
+# The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
+MOST_SEEN = 0.75  # share of a mask above which there is too little to save
+LEAST_TOKENS = 512  # queries, below which the parts of a plan cost more than they save
+LEAST_IN_RANGE = 64 * 64  # pairs of tokens that a run sees in one range of keys, on average
+
+
+def attend(name: str, q_BTNHK, keys, values, mask):
+    """Attention as the backend ``name`` computes it; arguments as ``reference``."""
+    sizes = tuple(k.shape[1:3] for k in keys)
+    return BACKENDS[choose(name, q_BTNHK.shape[1:3], sizes, mask, q_BTNHK.shape[3])](q_BTNHK, keys, values, mask)
+
+
+def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
+    """The name of the backend that computes a call.
+
+    'auto' takes 'blockwise' where the mask is static, at most MOST_SEEN of it are seen, there are LEAST_TOKENS queries,
+    and its runs and ranges (``rectangles``) have LEAST_IN_RANGE pairs of tokens on average; else 'reference'.
+
+    Args:
+        queries: (frames, tokens of a frame); sizes: the same of every array of keys.
+        heads: of the queries, over which a mesh may deal them out.
+    """
+    static = isinstance(mask, StaticMask)
+    if frames_stay_split(heads):
+        why, chosen = "frames are split over devices", "reference"
+    elif not static:
+        why, chosen = "the mask is computed while the program runs", "reference"
+    elif name != "auto":
+        return name
+    else:
+        why, chosen = _by_rule(tuple(queries), tuple(map(tuple, sizes)), mask)
+    _say(name, chosen, why, int(np.prod(queries)), sum(int(np.prod(size)) for size in sizes))
+    return chosen
+
+
+@functools.lru_cache(maxsize=256)
+def _by_rule(queries, sizes, mask):
+    tokens, widths = int(np.prod(queries)), np.repeat([n for _, n in sizes], [s for s, _ in sizes])
+    seen = float((mask.array * widths).sum() / (len(mask.array) * widths.sum()))
+    if tokens < LEAST_TOKENS:
+        return f"{tokens} queries are few", "reference"
+    if seen > MOST_SEEN:
+        return f"{seen:.0%} of the mask are seen", "reference"
+    pairs = seen * tokens * widths.sum() / fragments(mask)
+    if pairs < LEAST_IN_RANGE:
+        return f"{pairs:.0f} pairs of tokens in a range are few", "reference"
+    return f"{seen:.0%} of the mask are seen", "blockwise"
+
+
+@functools.lru_cache(maxsize=1024)
+def _say(name, chosen, why, queries, keys):
+    """Once for every kind of call."""
+    if name != chosen:
+        log.info("attention of %d queries to %d keys: %s (%s; model.backend is %r)", queries, keys, chosen, why, name)
+
+
+def within_frames(name, q_BTNHK, k_BTNHK, v_BTNHK):
+    """Every token sees its own frame."""
+
+    def one(q, k, v):  # mapped instead of folded into the batch: frames may be sharded
+        return attend(name, q[:, None], [k[:, None]], [v[:, None]], StaticMask(np.ones((1, 1))))[:, 0]
+
+    return jax.vmap(one, in_axes=1, out_axes=1)(q_BTNHK, k_BTNHK, v_BTNHK)
+
+
+def along_cells(name, q_BTNHK, keys, values, mask):
+    """Every token sees the tokens of its own cell in the frames that the mask shows; arguments as ``reference``."""
+
+    def one(q, keys, values):
+        keys, values = ([x[:, :, None] for x in xs] for xs in (keys, values))
+        return attend(name, q[:, :, None], keys, values, mask)[:, :, 0]
+
+    return jax.vmap(one, in_axes=2, out_axes=2)(q_BTNHK, keys, values)

@@ -1,0 +1,121 @@
+"""Every backend against the reference under static masks: values, gradients, dtypes, and what leaves no trace."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from causal_diffusion.layout import Layout, StaticMask
+from causal_diffusion.nn.attention_backends import BACKENDS, attend, choose
+
+B, N, H, K = 2, 3, 2, 8
+rng = np.random.default_rng(0)
+PLANNED = [name for name in BACKENDS if name != "reference"]
+MASKS = {
+    "teacher_forcing": (Layout("teacher_forcing", block=2, window=4, sinks=2).training_mask(8), 0),
+    "block_causal": (Layout("block_causal", block=2).training_mask(6), 0),
+    "slots": (np.concatenate([np.ones((2, 4), bool), np.tri(2, dtype=bool)], axis=1), 4),  # a past of 4 frames
+    "full": (np.ones((3, 3), bool), 0),
+}
+
+
+def problem(mask, past, tokens=N, dtype=jnp.float32):
+    """Queries, keys and values by array; the past has frames of one token more."""
+    T, S = mask.shape
+    sizes = [(S, tokens)] if not past else [(past, tokens + 1), (S - past, tokens)]
+    normal = [rng.normal(size=(B, T, tokens, H, K))] + [rng.normal(size=(B, s, n, H, K)) for s, n in 2 * sizes]
+    q, *rest = (jnp.asarray(x, dtype) for x in normal)
+    return q, rest[: len(sizes)], rest[len(sizes) :]
+
+
+def run(name, q, keys, values, mask):
+    """Output, and the gradients of a fixed product with it."""
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+
+    def loss(q, keys, values):
+        out = BACKENDS[name](q, keys, values, mask)
+        return jnp.sum(out * weight), out
+
+    (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, keys, values)
+    return out, grads
+
+
+both = jax.jit(run, static_argnums=0)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("case", MASKS)
+def test_backends_agree_in_value_and_gradient(name, case):
+    mask, past = MASKS[case]
+    given = problem(mask, past)
+    out, grads = both(name, *given, StaticMask(mask))
+    expected, slopes = both("reference", *given, StaticMask(mask))
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(slopes)))
+    for new, old in zip(jax.tree.leaves(grads), jax.tree.leaves(slopes), strict=True):
+        assert np.linalg.norm(new - old) <= 1e-5 * (np.linalg.norm(old) + 1e-3 * norm)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_backends_compute_scores_in_float32(name):
+    mask, past = MASKS["teacher_forcing"]
+    narrow = problem(mask, past, dtype=jnp.bfloat16)
+    out, grads = both(name, *narrow, StaticMask(mask))
+    wide, slopes = both("reference", *jax.tree.map(lambda a: a.astype(jnp.float32), narrow), StaticMask(mask))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), wide, atol=0.03)
+    for new, old in zip(jax.tree.leaves(grads), jax.tree.leaves(slopes), strict=True):
+        assert new.dtype == jnp.bfloat16
+        assert np.linalg.norm(np.asarray(new, np.float32) - old) <= 0.02 * np.linalg.norm(old)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_what_is_hidden_leaves_no_trace(name):
+    """However large a hidden key is, outputs and gradients keep their bits, and it gets none itself."""
+    mask = Layout("teacher_forcing", block=1, window=1).training_mask(5)
+    q, (k,), (v,) = problem(mask, 0)
+    hidden = [i for i in range(len(mask)) if not mask[-1, i]]
+    out, grads = both(name, q, [k], [v], StaticMask(mask))
+    for huge in (1e20, np.nan):
+        there, slopes = both(name, q, [k.at[:, hidden].set(huge)], [v.at[:, hidden].set(huge)], StaticMask(mask))
+        np.testing.assert_array_equal(there[:, -1], out[:, -1])
+        np.testing.assert_array_equal(slopes[0][:, -1], grads[0][:, -1])
+    alone = jax.grad(lambda k: jnp.sum(BACKENDS[name](q, [k], [v], StaticMask(mask))[:, -1]))(k)
+    assert not np.any(alone[:, hidden]) and np.all(np.any(alone[:, np.flatnonzero(mask[-1])], axis=(2, 3, 4)))
+
+
+def test_auto_follows_its_rule():
+    causal = StaticMask(Layout("block_causal", block=1).training_mask(16))
+    full = StaticMask(np.ones((16, 16)))
+    assert choose("auto", (16, 64), [(16, 64)], causal) == "blockwise"
+    assert choose("auto", (16, 64), [(16, 64)], full) == "reference"  # there is nothing to save
+    assert choose("auto", (16, 4), [(16, 4)], causal) == "reference"  # too few queries
+    assert choose("auto", (16, 64), [(16, 64)], np.asarray(causal)) == "reference"  # not static
+    fine = StaticMask(np.random.default_rng(0).random((600, 600)) < 0.5)
+    assert choose("auto", (600, 1), [(600, 1)], fine) == "reference"  # rectangles are too small
+    assert choose("blockwise", (16, 4), [(16, 4)], causal) == "blockwise"
+
+
+def test_a_mask_of_the_running_program_is_computed_densely_and_the_log_says_so(caplog):
+    mask = Layout("block_causal", block=1).training_mask(7)
+    q, keys, values = problem(mask, 0)
+    with caplog.at_level("INFO", logger="causal_diffusion.nn.attention_backends"):
+        out = attend("blockwise", q, keys, values, jnp.asarray(mask))
+    np.testing.assert_array_equal(out, BACKENDS["reference"](q, keys, values, mask))
+    assert "the mask is computed while the program runs; model.backend is 'blockwise'" in caplog.text
+
+
+def test_static_masks_are_equal_where_their_entries_are():
+    """One program serves all equal masks, and another one is made for another mask."""
+    traces = []
+
+    @jax.jit
+    def seen(x, mask):
+        traces.append(mask)
+        return x + mask.array.sum()
+
+    for rows in (np.eye(2), np.eye(2), np.ones((2, 2))):
+        seen(jnp.zeros(()), StaticMask(rows))
+    assert len(traces) == 2 and StaticMask(np.eye(2)) != StaticMask(np.eye(3))
+    with pytest.raises(ValueError, match="has rows and columns"):
+        StaticMask(np.ones((1, 2, 2)))
