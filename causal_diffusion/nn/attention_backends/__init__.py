@@ -23,7 +23,7 @@ import numpy as np
 
 from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn.attention_backends.blockwise import blockwise
-from causal_diffusion.nn.attention_backends.rectangles import fragments
+from causal_diffusion.nn.attention_backends.rectangles import plan
 from causal_diffusion.nn.attention_backends.reference import reference
 from causal_diffusion.parallel.activations import frames_stay_split
 
@@ -33,9 +33,8 @@ BACKENDS = {"reference": reference, "blockwise": blockwise}
 NAMES = ("auto", *BACKENDS)
 
 # The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
-MOST_SEEN = 0.75  # share of a mask above which there is too little to save
-LEAST_TOKENS = 512  # queries, below which the parts of a plan cost more than they save
-LEAST_IN_RANGE = 64 * 64  # pairs of tokens that a run sees in one range of keys, on average
+MOST_COMPUTED = 0.75  # share of a dense mask above which there is too little to save
+LEAST_TOKENS = 256  # queries, below which the parts of a plan cost more than they save
 
 
 def attend(name: str, q_BTNHK, keys, values, mask):
@@ -47,8 +46,8 @@ def attend(name: str, q_BTNHK, keys, values, mask):
 def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
     """The name of the backend that computes a call.
 
-    'auto' takes 'blockwise' where the mask is static, at most MOST_SEEN of it are seen, there are LEAST_TOKENS queries,
-    and its runs and ranges (``rectangles``) have LEAST_IN_RANGE pairs of tokens on average; else 'reference'.
+    'auto' takes 'blockwise' where the mask is static, there are LEAST_TOKENS queries, and the rectangles of its plan
+    are at most MOST_COMPUTED of it; else 'reference'.
 
     Args:
         queries: (frames, tokens of a frame); sizes: the same of every array of keys.
@@ -69,16 +68,14 @@ def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _by_rule(queries, sizes, mask):
-    tokens, widths = int(np.prod(queries)), np.repeat([n for _, n in sizes], [s for s, _ in sizes])
-    seen = float((mask.array * widths).sum() / (len(mask.array) * widths.sum()))
-    if tokens < LEAST_TOKENS:
-        return f"{tokens} queries are few", "reference"
-    if seen > MOST_SEEN:
-        return f"{seen:.0%} of the mask are seen", "reference"
-    pairs = seen * tokens * widths.sum() / fragments(mask)
-    if pairs < LEAST_IN_RANGE:
-        return f"{pairs:.0f} pairs of tokens in a range are few", "reference"
-    return f"{seen:.0%} of the mask are seen", "blockwise"
+    """(why, name) for 'auto'."""
+    frames, tokens = queries
+    if frames * tokens < LEAST_TOKENS:
+        return f"{frames * tokens} queries are few", "reference"
+    pairs = sum(part.pairs * sizes[part.part][1] for part in plan(mask, tuple(s for s, _ in sizes), tokens).rectangles)
+    share = pairs / (frames * sum(int(np.prod(size)) for size in sizes))
+    chosen = "blockwise" if share <= MOST_COMPUTED else "reference"
+    return f"{share:.0%} of a dense mask would be computed", chosen
 
 
 @functools.lru_cache(maxsize=1024)

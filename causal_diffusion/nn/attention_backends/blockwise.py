@@ -1,4 +1,4 @@
-"""Only what is seen is computed: rectangles of a static mask without a mask in them, merged by their softmax sums.
+"""Only what is seen is computed: the rectangles of a static mask, merged by their softmax sums.
 
 Over the rectangles r that a query sees keys in, with scores s = q k / sqrt(K),
 
@@ -11,6 +11,8 @@ The backward pass keeps q, k, v, out and L, and computes each rectangle's weight
 
     p = exp(s - L)   dv += p' dout   dp = dout v'   ds = p (dp - sum_K dout out)   dq += ds k   dk += ds' q  (4)
 
+Where a rectangle has a mask of its own, s is -inf and ds is 0 at what it hides, and m_r is kept finite.
+
 Sums and softmax are in float32, products take the dtype of q. Heads come first in memory, so that every product is one
 of plain matrices. There is no forward-mode derivative; ``reference`` has one.
 """
@@ -19,9 +21,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn.attention_backends.rectangles import plan
+
+LOWEST = -1e30  # of the largest score of a row: the row may see nothing in a rectangle
 
 
 def blockwise(q_BTNHK, keys, values, mask: StaticMask):
@@ -44,13 +49,16 @@ def _attend(mask, frames, sizes, q_BHQK, keys, values):
 
 
 def _forward(mask, frames, sizes, q, keys, values):
-    rectangles, runs = plan(mask, sizes)
     N, scale, parts = q.shape[2] // frames, q.shape[-1] ** -0.5, []
+    rectangles, runs = plan(mask, sizes, N)
     for rectangle in rectangles:
         queries = _rows(q * scale, rectangle, N)
         k, v = (_keys(x, rectangle, sizes) for x in (keys, values))
         score = _product("...qk,...sk->...qs", queries, k)
         m = jnp.max(score, axis=-1, keepdims=True)
+        if rectangle.mask is not None:
+            score = jnp.where(_shown(rectangle, score), score, -jnp.inf)
+            m = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), LOWEST)
         p = jnp.exp(score - m)
         part = (m, jnp.sum(p, axis=-1, keepdims=True), _product("...qs,...sk->...qk", p.astype(q.dtype), v))
         parts.append([_flat(x, rectangle) for x in part])
@@ -73,8 +81,8 @@ def _forward(mask, frames, sizes, q, keys, values):
 def _backward(mask, frames, sizes, kept, d_out):
     """Equation (4)."""
     q, keys, values, out, logsum = kept
-    rectangles, runs = plan(mask, sizes)
     N, scale, dtype = q.shape[2] // frames, q.shape[-1] ** -0.5, q.dtype
+    rectangles, runs = plan(mask, sizes, N)
     delta = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     d_keys, d_values = ([jnp.zeros(x.shape, jnp.float32) for x in xs] for xs in (keys, values))
     d_queries = []
@@ -82,7 +90,11 @@ def _backward(mask, frames, sizes, kept, d_out):
         queries, d_o, shift, total = (_rows(x, rectangle, N) for x in (q * scale, d_out, logsum, delta))
         k, v = (_keys(x, rectangle, sizes) for x in (keys, values))
         p = jnp.exp(_product("...qk,...sk->...qs", queries, k) - shift)
-        d_score = (p * (_product("...qk,...sk->...qs", d_o, v) - total)).astype(dtype)
+        d_score = p * (_product("...qk,...sk->...qs", d_o, v) - total)
+        if rectangle.mask is not None:
+            shown = _shown(rectangle, p)
+            p, d_score = jnp.where(shown, p, 0.0), jnp.where(shown, d_score, 0.0)
+        d_score = d_score.astype(dtype)
         here, start, end = rectangle.part, *_tokens(rectangle.keys, keys[rectangle.part], sizes[rectangle.part])
         for sums, weight, by in ((d_keys, d_score, queries), (d_values, p.astype(dtype), d_o)):
             new = _flat(_product("...qs,...qk->...sk", weight, by), rectangle)
@@ -98,6 +110,13 @@ def _backward(mask, frames, sizes, kept, d_out):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _shown(rectangle, score):
+    """The mask of a rectangle by token."""
+    rows, keys = rectangle.mask.shape
+    tokens = np.ones((score.shape[-2] // rows, score.shape[-1] // keys), bool)
+    return np.kron(rectangle.mask.array, tokens)
 
 
 def _product(form, a, b):
