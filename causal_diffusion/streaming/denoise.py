@@ -22,10 +22,11 @@ import numpy as np
 from causal_diffusion.diffusion.guidance import mix
 from causal_diffusion.diffusion.schedule import LookAhead, View, transitions
 from causal_diffusion.diffusion.steering import observed_loss, steer
-from causal_diffusion.layout import NOISY
+from causal_diffusion.layout import CLEAN, NOISY
 from causal_diffusion.streaming.commits import Commits
 from causal_diffusion.streaming.passes import ENTER, RISE, STEP, Own
 from causal_diffusion.streaming.state import Action
+from causal_diffusion.streaming.visible import Known, steady
 
 Array = Any
 
@@ -71,6 +72,21 @@ class Denoise(Commits):
     def steers(self) -> bool:
         """Whether predictions are pulled down a gradient."""
         return self.loss is not None or self.recipe.guidance.observe != "none"
+
+    @functools.cached_property
+    def settles(self) -> bool:
+        """Whether some mask of a step is known once the ring is full, so that a program of its own is worth while."""
+        recipe, b, bidirectional = self.recipe, self.block, self.recipe.layout.kind == "bidirectional_window"
+        commit, flight = Known(CLEAN, np.arange(b)), self._known()
+        if bidirectional:  # which frames are there yet is not
+            flight = flight._replace(offset=None)
+        passes = [([flight], self.branches, True), ([commit], self._committing(), recipe.cache.commit_sinks)]
+        return any(steady(recipe, *each) is not None for each in passes)
+
+    def _known(self) -> Known:
+        """What is known of the frames in flight; a knot counts to the last block."""
+        frames, k = self.in_flight * self.block, self.recipe.layout.knot
+        return Known(NOISY, np.arange(frames + k), np.repeat([0, 1], [frames, k]))
 
     def _frames(self, state):
         """Indices of the frames in flight, int32 [B, T]."""
@@ -210,17 +226,16 @@ class Denoise(Commits):
 
     def _in_flight(self, state, x, t, absent):
         """The frames in flight as a part of a pass."""
-        F, b, k, action = self.in_flight, self.block, self.recipe.layout.knot, None
+        k, action = self.recipe.layout.knot, None
         if state.action is not None:  # the knot is denoised under the last action of its block
             value, given = (
                 jnp.concatenate([a, jnp.repeat(a[:, -1:], k, axis=1)], axis=1)
                 for a in (state.action, state.action_given)
             )
             action = Action(value, given)
-        lead = np.repeat([0, 1], [F * b, k])
-        told = self.recipe.process.label(t)
-        frame, known = self._frames(state), np.arange(x.shape[1])
-        return Own(x, t, told, frame, NOISY, state.condition, action, lead=lead, absent=absent, offset=known)
+        known, told, frame = self._known(), self.recipe.process.label(t), self._frames(state)
+        seen = dict(lead=known.lead, absent=absent, offset=known.offset)
+        return Own(x, t, told, frame, NOISY, state.condition, action, **seen)
 
     def _drawn(self, state, use, visit):
         """Noise for all frames in flight, a knot's being that of its own block."""

@@ -9,8 +9,9 @@ One step emits E blocks (the schedule's view; E = 1 but for schedules that denoi
     shift       [ b+E, ... , b+F-1, ____ ]    and they are emitted
 
 ``init_state`` commits given context the same way, block by block, and runs the schedule's ramp so that every later
-step is alike. ``advance`` is one ``lax.scan`` over a static capacity of steps; those past the traced n are skipped,
-so n = 1 and n = capacity are the same program and give the same bits.
+step is alike. ``advance`` is one ``lax.while_loop`` that ends after a traced n of at most ``capacity`` steps, so n = 1
+and n = capacity are the same program and give the same bits. (A step that is skipped, by ``lax.cond``, copies the
+whole state.)
 
 A sample's noise depends on its key and on the block's index in time alone. Guidance branches run in one batch,
 innermost: leading axes called BG below are batch x branches.
@@ -183,12 +184,12 @@ class Rollout(Denoise):
         ), emitted
 
     def advance(self, params, state: State, condition: EncodedCondition, action, observed, n, capacity: int):
-        """``n`` steps as one scan over ``capacity`` (static) of them.
+        """``n`` steps as one loop, of at most ``capacity`` (static) of them.
 
         Args:
             condition: of all blocks that enter.
             action, observed: Action and Observed with a leading axis of ``capacity`` steps, or None.
-            n: traced int, how many steps to take; the others are skipped.
+            n: traced int, how many steps to take.
 
         Returns:
             (state, frames [capacity, B, ``emit``, *space, C]); those from step n on are zero.

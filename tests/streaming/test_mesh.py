@@ -27,7 +27,7 @@ def close(found, wanted):
 
 def compiled(caplog):
     """The programs of a pipeline that were compiled while ``jax.log_compiles`` was on."""
-    programs = ("advance", "init_state", "recache", "encode_condition")
+    programs = ("filling", "full", "init_state", "recache", "encode_condition")
     said = [record.getMessage() for record in caplog.records]
     return [name for line in said for name in programs if f"Compiling jit({name})" in line]
 

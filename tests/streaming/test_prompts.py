@@ -65,7 +65,7 @@ def equal(a, b):
 
 
 def programs(pipe):
-    return pipe.advance._cache_size(), pipe.encode_condition._cache_size()
+    return pipe.programs.filling._cache_size(), pipe.programs.full._cache_size(), pipe.encode_condition._cache_size()
 
 
 def test_a_run_carries_words_body_and_autoencoder(folder, pipe):
