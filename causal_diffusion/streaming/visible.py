@@ -54,8 +54,10 @@ def seen(recipe, own: Ids, keys: Ids, branches, sinks: bool = True) -> list:
 
 
 def full_from(recipe) -> int:
-    """How many frames the ring must have seen to hold as many of them, behind the sinks, as it ever will."""
-    return recipe.slots + max(0, recipe.layout.sinks - recipe.layout.pad)
+    """The first frame of the first block before which the ring holds as many frames, behind the sinks, as ever."""
+    layout = recipe.layout
+    frames = recipe.slots + max(0, layout.sinks - layout.pad)
+    return -(-(frames + layout.pad) // layout.block) * layout.block - layout.pad
 
 
 def steady(recipe, parts: list[Known], branches, sinks: bool = True) -> StaticMask | None:
