@@ -7,7 +7,12 @@ reference  every score; what is hidden is       everywhere
            thrown away
 blockwise  what a static mask shows, in         everywhere
            rectangles without a mask
-auto       as ``choose`` says                   everywhere
+cudnn      the same, a fused call for each row  NVIDIA GPUs; bfloat16, float16; head width a multiple of 8, at most 256
+           of rectangles
+splash     the same, by tiles that are not      TPUs
+           empty
+auto       as ``choose`` says: reference or     everywhere
+           blockwise
 =========  ===================================  ===================================================================
 
 All share one signature, that of ``reference``, and agree with it in value and gradient. Only a ``StaticMask`` can be
@@ -22,6 +27,7 @@ import jax
 import numpy as np
 
 from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention_backends import cudnn, splash
 from causal_diffusion.nn.attention_backends.blockwise import blockwise
 from causal_diffusion.nn.attention_backends.rectangles import plan
 from causal_diffusion.nn.attention_backends.reference import reference
@@ -29,12 +35,24 @@ from causal_diffusion.parallel.activations import frames_stay_split
 
 log = logging.getLogger(__name__)
 
-BACKENDS = {"reference": reference, "blockwise": blockwise}
+BACKENDS = {"reference": reference, "blockwise": blockwise, "cudnn": cudnn.cudnn, "splash": splash.splash}
+LIMITED = {"cudnn": cudnn.unsupported, "splash": splash.unsupported}
 NAMES = ("auto", *BACKENDS)
 
 # The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
 MOST_COMPUTED = 0.75  # share of a dense mask above which there is too little to save
 LEAST_TOKENS = 256  # queries, below which the parts of a plan cost more than they save
+
+
+def check_backend(name: str, platform: str, dtype, width: int) -> None:
+    """ValueError of one line where a device, a dtype or a head of ``width`` numbers cannot have a backend.
+
+    ``platform``: as JAX names it, 'cpu', 'gpu' or 'tpu'.
+    """
+    why = {each: LIMITED[each](platform, dtype, width) if each in LIMITED else None for each in NAMES}
+    if why[name]:
+        able = ", ".join(each for each in NAMES if not why[each])
+        raise ValueError(f"model.backend is {name!r}: {why[name]}; there are {able}")
 
 
 def attend(name: str, q_BTNHK, keys, values, mask):

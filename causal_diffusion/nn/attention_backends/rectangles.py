@@ -117,6 +117,25 @@ def plan(mask: StaticMask, sizes: tuple[int, ...], tokens: int) -> Plan:
     return Plan(tuple(rectangles), tuple(Run(start, end, tuple(places[start])) for start, end in runs))
 
 
+def seen_by_run(mask: StaticMask, sizes: tuple[int, ...], tokens: int):
+    """Each run with the keys that it sees, for a backend that takes them side by side; arguments as ``plan``.
+
+    Returns:
+        [(run, [(array, (start, end) in it, mask by frame or None)])].
+    """
+    rectangles, runs = plan(mask, sizes, tokens)
+    out = []
+    for run in runs:
+        seen = []
+        for number, at in run.at:
+            of = rectangles[number]
+            width = (of.keys[1] - of.keys[0]) // of.squares
+            start = of.keys[0] + width * (at // (run.end - run.start) if of.squares > 1 else 0)
+            seen.append((of.part, (start, start + width), of.mask))
+        out.append((run, seen))
+    return out
+
+
 def _runs(array, tokens):
     """Ranges of rows that see the same, or of LEAST_ROWS tokens where those are shorter."""
     changes = [*(1 + np.flatnonzero(np.any(array[1:] != array[:-1], axis=1))).tolist(), len(array)]

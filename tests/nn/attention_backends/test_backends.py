@@ -1,4 +1,10 @@
-"""Every backend against the reference under static masks: values, gradients, dtypes, and what leaves no trace."""
+"""Every backend against the reference under static masks: values, gradients, dtypes, and what leaves no trace.
+
+Those of GPUs and TPUs run on the CPU here: cuDNN's plan with XLA's attention in the place of cuDNN's, the TPU kernel
+step by step. What they do on their own devices is for a machine that has one.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +12,16 @@ import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout, StaticMask
-from causal_diffusion.nn.attention_backends import BACKENDS, attend, choose
+from causal_diffusion.nn.attention_backends import BACKENDS, attend, check_backend, choose, splash
 from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS
 
 B, N, H, K = 2, 3, 2, 8
 rng = np.random.default_rng(0)
+RUN = {
+    **BACKENDS,
+    "cudnn": functools.partial(BACKENDS["cudnn"], implementation="xla"),
+    "splash": functools.partial(BACKENDS["splash"], interpret=True),
+}
 PLANNED = [name for name in BACKENDS if name != "reference"]
 MASKS = {
     "teacher_forcing": (Layout("teacher_forcing", block=2, window=4, sinks=2).training_mask(8), 0),
@@ -34,7 +45,7 @@ def run(name, q, keys, values, mask):
     weight = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def loss(q, keys, values):
-        out = BACKENDS[name](q, keys, values, mask)
+        out = RUN[name](q, keys, values, mask)
         return jnp.sum(out * weight), out
 
     (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, keys, values)
@@ -78,6 +89,7 @@ def test_what_is_hidden_leaves_no_trace(name, tokens, huge):
 
     What is not computed may be NaN; what is hidden inside a rectangle that is computed may be huge.
     """
+    huge = 1e20 if name == "splash" else huge  # its tiles are larger than a frame
     mask = Layout("teacher_forcing", block=1, window=1).training_mask(5)
     q, (k,), (v,) = problem(mask, 0, tokens)
     hidden = [i for i in range(len(mask)) if not mask[-1, i]]
@@ -85,7 +97,7 @@ def test_what_is_hidden_leaves_no_trace(name, tokens, huge):
     there, slopes = both(name, q, [k.at[:, hidden].set(huge)], [v.at[:, hidden].set(huge)], StaticMask(mask))
     np.testing.assert_array_equal(there[:, -1], out[:, -1])
     np.testing.assert_array_equal(slopes[0][:, -1], grads[0][:, -1])
-    alone = jax.jit(jax.grad(lambda k: jnp.sum(BACKENDS[name](q, [k], [v], StaticMask(mask))[:, -1])))(k)
+    alone = jax.jit(jax.grad(lambda k: jnp.sum(RUN[name](q, [k], [v], StaticMask(mask))[:, -1])))(k)
     assert not np.any(alone[:, hidden]) and np.all(np.any(alone[:, np.flatnonzero(mask[-1])], axis=(2, 3, 4)))
 
 
@@ -124,3 +136,51 @@ def test_static_masks_are_equal_where_their_entries_are():
     assert len(traces) == 2 and StaticMask(np.eye(2)) != StaticMask(np.eye(3))
     with pytest.raises(ValueError, match="has rows and columns"):
         StaticMask(np.ones((1, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    "name,platform,dtype,width,why",
+    [
+        ("cudnn", "cpu", "bfloat16", 64, "it runs on NVIDIA GPUs, and this is cpu; there are auto, reference"),
+        ("cudnn", "gpu", "float32", 64, "it multiplies bfloat16 or float16, and model.dtype is 'float32'"),
+        ("cudnn", "gpu", "bfloat16", 60, "heads have a multiple of 8 numbers, at most 256, and these have 60"),
+        ("cudnn", "gpu", "bfloat16", 264, "and these have 264; there are auto, reference, blockwise"),
+        ("splash", "gpu", "bfloat16", 64, "it runs on TPUs, and this is gpu; there are auto, .*, cudnn"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused_by_name(name, platform, dtype, width, why):
+    with pytest.raises(ValueError, match=f"model.backend is '{name}'.*{why}"):
+        check_backend(name, platform, dtype, width)
+
+
+def test_backends_are_there_where_they_can_run():
+    for name, platform in (("cudnn", "gpu"), ("splash", "tpu"), ("blockwise", "cpu"), ("auto", "tpu")):
+        check_backend(name, platform, "bfloat16", 128)
+
+
+def test_the_kernel_computes_masks_of_two_ranges_and_cuts_others():
+    """Both forms are the mask by token, with nothing seen of what fills up and a first query's keys in its place."""
+    frames = Layout("teacher_forcing", block=2).training_mask(8)
+    torn = np.tile([True, False], 5)[None].repeat(3, axis=0)
+    for mask, kind in ((frames, splash.Computed), (torn, splash.Cut)):
+        T, S = mask.shape
+        made = splash.tokens_mask(StaticMask(mask), 3, [(4, 2), (S - 4, 5)], (128, 256))
+        wide = np.repeat(mask, np.repeat([2, 5], [4, S - 4]), axis=1).repeat(3, axis=0)
+        expected = np.zeros((128, 256), bool)
+        expected[: 3 * T, : wide.shape[1]] = wide
+        expected[3 * T :, : wide.shape[1]] = wide[0]
+        assert type(made) is kind
+        np.testing.assert_array_equal(made[0:128, 0:256], expected)
+        np.testing.assert_array_equal(made[5:9, 100:130], expected[5:9, 100:130])
+
+
+def test_the_kernel_is_lowered_for_tpus_without_one():
+    """The mask's arithmetic is made of what the kernel's language has, forward and backward."""
+    mask = StaticMask(Layout("teacher_forcing", block=1).training_mask(4))
+    x = jax.ShapeDtypeStruct((1, len(mask.array), 64, 2, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return jnp.sum(BACKENDS["splash"](q, [k], [v], mask).astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == 3  # the forward pass, dq, and dk with dv
