@@ -17,7 +17,8 @@ auto       as ``choose`` says: reference or     everywhere
 
 All share one signature, that of ``reference``, and agree with it in value and gradient. Only a ``StaticMask`` can be
 planned for. Under a mask that is computed while the program runs (who sees whom is drawn with every clip, or a ring of
-slots is not full yet) attention is dense under every name, and the log says so.
+slots is not full yet) attention is dense under every name, in parts of the queries where it is large, and the log says
+so.
 """
 
 import functools
@@ -42,6 +43,7 @@ NAMES = ("auto", *BACKENDS)
 # The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
 MOST_COMPUTED = 0.75  # share of a dense mask above which there is too little to save
 LEAST_TOKENS = 256  # queries, below which the parts of a plan cost more than they save
+MOST_SCORES = 2**28  # of a sample, a GiB of them, above which they had better not exist all at once
 
 
 def check_backend(name: str, platform: str, dtype, width: int) -> None:
@@ -64,8 +66,8 @@ def attend(name: str, q_BTNHK, keys, values, mask):
 def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
     """The name of the backend that computes a call.
 
-    'auto' takes 'blockwise' where the mask is static, there are LEAST_TOKENS queries, and the rectangles of its plan
-    are at most MOST_COMPUTED of it; else 'reference'.
+    'auto' takes 'blockwise' where there are more than MOST_SCORES, or the mask is static, there are LEAST_TOKENS
+    queries, and the rectangles of its plan are at most MOST_COMPUTED of it; else 'reference'.
 
     Args:
         queries: (frames, tokens of a frame); sizes: the same of every array of keys.
@@ -74,24 +76,29 @@ def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
     static = isinstance(mask, StaticMask)
     if frames_stay_split(heads):
         why, chosen = "frames are split over devices", "reference"
-    elif not static:
-        why, chosen = "the mask is computed while the program runs", "reference"
-    elif name != "auto":
+    elif name == "reference" or (static and name != "auto"):
         return name
+    elif not static:
+        large = heads * np.prod(queries) * sum(np.prod(size) for size in sizes) > MOST_SCORES
+        why = "densely, since the mask is computed while the program runs"
+        chosen = "blockwise" if large or name != "auto" else "reference"
     else:
-        why, chosen = _by_rule(tuple(queries), tuple(map(tuple, sizes)), mask)
+        why, chosen = _by_rule(tuple(queries), tuple(map(tuple, sizes)), mask, heads)
     _say(name, chosen, why, int(np.prod(queries)), sum(int(np.prod(size)) for size in sizes))
     return chosen
 
 
 @functools.lru_cache(maxsize=256)
-def _by_rule(queries, sizes, mask):
+def _by_rule(queries, sizes, mask, heads):
     """(why, name) for 'auto'."""
     frames, tokens = queries
     if frames * tokens < LEAST_TOKENS:
         return f"{frames * tokens} queries are few", "reference"
     pairs = sum(part.pairs * sizes[part.part][1] for part in plan(mask, tuple(s for s, _ in sizes), tokens).rectangles)
-    share = pairs / (frames * sum(int(np.prod(size)) for size in sizes))
+    keys = sum(int(np.prod(size)) for size in sizes)
+    if heads * frames * tokens * keys > MOST_SCORES:
+        return f"{heads} x {frames * tokens} x {keys} scores are many", "blockwise"
+    share = pairs / (frames * keys)
     chosen = "blockwise" if share <= MOST_COMPUTED else "reference"
     return f"{share:.0%} of a dense mask would be computed", chosen
 
@@ -99,8 +106,7 @@ def _by_rule(queries, sizes, mask):
 @functools.lru_cache(maxsize=1024)
 def _say(name, chosen, why, queries, keys):
     """Once for every kind of call."""
-    if name != chosen:
-        log.info("attention of %d queries to %d keys: %s (%s; model.backend is %r)", queries, keys, chosen, why, name)
+    log.info("attention of %d queries to %d keys: %s (%s; model.backend is %r)", queries, keys, chosen, why, name)
 
 
 def within_frames(name, q_BTNHK, k_BTNHK, v_BTNHK):

@@ -5,6 +5,7 @@ step by step. What they do on their own devices is for a machine that has one.
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import pytest
 from causal_diffusion.layout import Layout, StaticMask
 from causal_diffusion.nn.attention_backends import BACKENDS, attend, check_backend, choose, splash
 from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS
+
+blockwise = sys.modules["causal_diffusion.nn.attention_backends.blockwise"]
 
 B, N, H, K = 2, 3, 2, 8
 rng = np.random.default_rng(0)
@@ -119,7 +122,29 @@ def test_a_mask_of_the_running_program_is_computed_densely_and_the_log_says_so(c
     with caplog.at_level("INFO", logger="causal_diffusion.nn.attention_backends"):
         out = attend("blockwise", q, keys, values, jnp.asarray(mask))
     np.testing.assert_array_equal(out, BACKENDS["reference"](q, keys, values, mask))
-    assert "the mask is computed while the program runs; model.backend is 'blockwise'" in caplog.text
+    assert "densely, since the mask is computed while the program runs; model.backend is 'blockwise'" in caplog.text
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_large_scores_are_computed_in_parts(monkeypatch, static):
+    """Values and gradients stay, and what exists at once shrinks."""
+    mask = MASKS["teacher_forcing"][0]
+    given = (*problem(mask, 0, 2 * LEAST_ROWS), StaticMask(mask) if static else jnp.asarray(mask))
+
+    def compiled():
+        return jax.jit(lambda *given: run("blockwise", *given)).lower(*given).compile()  # traced anew
+
+    whole = compiled()
+    monkeypatch.setattr(blockwise, "MOST_SCORES", 2**13)
+    parts = compiled()
+    (out, grads), (expected, slopes) = (program(*given) for program in (parts, whole))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    for new, old in zip(jax.tree.leaves(grads), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())
+    small, large = (p.memory_analysis().temp_size_in_bytes for p in (parts, whole))
+    assert small < (0.9 if static else 0.6) * large
+    assert choose("auto", (4, 4096), [(4, 4096)], StaticMask(np.ones((4, 4))), heads=2) == "blockwise"
+    assert choose("auto", (4, 4096), [(4, 4096)], jnp.ones((4, 4), bool), heads=2) == "blockwise"
 
 
 def test_static_masks_are_equal_where_their_entries_are():
