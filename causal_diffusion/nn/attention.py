@@ -59,8 +59,8 @@ class Segment:
 class Visibility(NamedTuple):
     """Who sees whom, by frame. Columns are [slots of the past | registers | streams], rows the streams.
 
-    mask: bool [T, S] or [B, T, S], or a StaticMask; prefix: the same for the prefix attention of factorised blocks, or
-    None;
+    mask: bool [T, S] or [B, T, S], T = 1 where all rows are alike, or a StaticMask; prefix: the same for the prefix
+    attention of factorised blocks, or None;
     past_rotary: table that turns the keys of the first slots, None where they need no turning;
     compaction: how the past is compacted before it is read, or None.
     """
@@ -208,13 +208,18 @@ class SelfAttention(Heads):
             if segment.form == "registers":
                 out = attend(self.backend, q, all_keys[own_keys], all_values[own_keys], StaticMask(np.eye(T)))
             else:
-                mask, here = visibility.mask, slice(start, start + T)
-                mask = mask[here] if isinstance(mask, StaticMask) else mask[..., here, :]
-                out = attend(self.backend, q, all_keys, all_values, mask)
+                out = attend(self.backend, q, all_keys, all_values, _rows(visibility.mask, start, start + T))
                 start += T
             outs.append(own.merge(by_frame(out)))
         kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))
         return tuple(outs), kv if visibility.compaction is None else (kv, past)
+
+
+def _rows(mask, start, end):
+    """Some rows of a mask; a single one stands for all."""
+    if isinstance(mask, StaticMask):
+        return mask[start:end]
+    return mask if mask.shape[-2] == 1 else mask[..., start:end, :]
 
 
 def _over_tokens(q_BTNHK):

@@ -152,8 +152,9 @@ class Transformer(nn.Module):
         Args:
             streams: name -> Stream, concatenated along frames in this order. All have the same spatial size.
             condition: for the whole sample (F = 1), or per block (then there is one stream).
-            mask: by frame over [fine slots | coarse slots | streams]: bool [T, W + T] or [B, T, W + T], or, where it is
-                known before anything runs, a StaticMask, for which attention computes only what is seen.
+            mask: by frame over [fine slots | coarse slots | streams]: bool [T, W + T] or [B, T, W + T], [.., 1, W + T]
+                where all rows are alike, or, where it is known before anything runs, a StaticMask, for which attention
+                computes only what is seen.
             past: per layer what ``kv`` is of the slots, each [B, W, N, H, K], arrays or ``cache.Int8``; with coarse
                 slots (k, v, coarse k, coarse v), or (coarse k, coarse v) where there are no fine ones. None: no past.
             past_frame: int32 [B, W], or [B, W, N] by token: where in time the keys of the fine slots, which are raw,
@@ -289,6 +290,7 @@ class Transformer(nn.Module):
         if isinstance(mask, StaticMask):
             mask = StaticMask(np.concatenate([mask.array[:, :W], shown, mask.array[:, W:]], axis=1))
         else:
+            mask = jnp.broadcast_to(mask, (*mask.shape[:-2], T, mask.shape[-1]))
             shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
             mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
         return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)

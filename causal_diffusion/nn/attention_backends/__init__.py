@@ -18,7 +18,7 @@ auto       as ``choose`` says: reference or     everywhere
 All share one signature, that of ``reference``, and agree with it in value and gradient. Only a ``StaticMask`` can be
 planned for. Under a mask that is computed while the program runs (who sees whom is drawn with every clip, or a ring of
 slots is not full yet) attention is dense under every name, in parts of the queries where it is large, and the log says
-so.
+so. Such a mask may have one row for all queries; then cuDNN, too, computes what it shows alone.
 """
 
 import functools
@@ -60,7 +60,8 @@ def check_backend(name: str, platform: str, dtype, width: int) -> None:
 def attend(name: str, q_BTNHK, keys, values, mask):
     """Attention as the backend ``name`` computes it; arguments as ``reference``."""
     sizes = tuple(k.shape[1:3] for k in keys)
-    return BACKENDS[choose(name, q_BTNHK.shape[1:3], sizes, mask, q_BTNHK.shape[3])](q_BTNHK, keys, values, mask)
+    chosen = choose(name, q_BTNHK.shape[1:3], sizes, mask, q_BTNHK.shape[3])
+    return BACKENDS[chosen](q_BTNHK, keys, values, mask)
 
 
 def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
@@ -76,7 +77,7 @@ def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
     static = isinstance(mask, StaticMask)
     if frames_stay_split(heads):
         why, chosen = "frames are split over devices", "reference"
-    elif name == "reference" or (static and name != "auto"):
+    elif name == "reference" or (static and name != "auto") or (name == "cudnn" and mask.shape[-2] == 1):
         return name
     elif not static:
         large = heads * np.prod(queries) * sum(np.prod(size) for size in sizes) > MOST_SCORES

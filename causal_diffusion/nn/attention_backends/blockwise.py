@@ -53,7 +53,7 @@ def _by_queries(q_BTNHK, keys, values, mask):
         return reference(q_BTNHK, keys, values, mask)
     some = jax.checkpoint(lambda now: reference(now[0], keys, values, now[1]))
     cut = (jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
-           for x in (q_BTNHK, jnp.broadcast_to(mask, (B, *mask.shape[-2:]))))  # fmt: skip
+           for x in (q_BTNHK, jnp.broadcast_to(mask, (B, T, mask.shape[-1]))))  # fmt: skip
     out = jax.lax.map(some, tuple(cut))
     return jnp.moveaxis(out, 0, 1).reshape(q_BTNHK.shape)
 
@@ -86,7 +86,7 @@ def _forward(mask, frames, sizes, q, keys, values):
             p = jnp.exp(score - m)
             return m, jnp.sum(p, axis=-1, keepdims=True), _product("...qs,...sk->...qk", p.astype(v.dtype), v)
 
-        given = _cut_up((queries, _shown(rectangle, queries, k)), chunks)
+        given = _cut_up((queries, _shown(rectangle, queries, k, N)), chunks)
         part = sums(*given) if chunks == 1 else _joined(jax.lax.map(lambda now: sums(*now), given))
         parts.append([_flat(x, rectangle) for x in part])
     outs, logs = [], []
@@ -131,7 +131,7 @@ def _backward(mask, frames, sizes, kept, d_out):
             d_q, own = slopes(*now)
             return jax.tree.map(jnp.add, sums, own), d_q
 
-        given = _cut_up((*rows, _shown(rectangle, rows[0], k)), chunks)
+        given = _cut_up((*rows, _shown(rectangle, rows[0], k, N)), chunks)
         if chunks == 1:
             d_q, d_kv = slopes(*given)
         else:
@@ -183,12 +183,13 @@ def _joined(xs):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -3).reshape(*x.shape[1:-2], -1, x.shape[-1]), xs)
 
 
-def _shown(rectangle, queries, keys):
-    """The mask of a rectangle by token, or None."""
+def _shown(rectangle, queries, keys, tokens):
+    """The mask of a rectangle by token, or None; ``tokens``: of a query frame."""
     if rectangle.mask is None:
         return None
     rows, columns = rectangle.mask.shape
-    return np.kron(rectangle.mask.array, np.ones((queries.shape[-2] // rows, keys.shape[-2] // columns), bool))
+    by_token = np.kron(rectangle.mask.array, np.ones((tokens, keys.shape[-2] // columns), bool))
+    return np.tile(by_token, (queries.shape[-2] // (rows * tokens), 1))
 
 
 def _product(form, a, b):

@@ -5,6 +5,9 @@ A boolean mask makes cuDNN compute everything and add a bias, so none is given w
 log-sum-exp, would save that copy, but JAX's derivative of them leaves the one of the log-sum-exp out.) Neighbours of
 few tokens, which are one run, do get a mask among themselves.
 
+Under a mask of the running program with a single row, for all queries alike (a ring of slots that is not full yet), the
+keys that are seen are moved to the front, sample by sample, and their number is given instead of a mask.
+
 Numbers: bfloat16 or float16 alone, heads of a multiple of 8 numbers, at most 256 (128 before Hopper).
 """
 
@@ -18,9 +21,11 @@ from causal_diffusion.nn.attention_backends.rectangles import seen_by_run
 WIDEST = 256  # numbers per head
 
 
-def cudnn(q_BTNHK, keys, values, mask: StaticMask, implementation: str = "cudnn"):
-    """As ``reference``, of a StaticMask; ``implementation``: of ``jax.nn.dot_product_attention``."""
+def cudnn(q_BTNHK, keys, values, mask, implementation: str = "cudnn"):
+    """As ``reference``, of a StaticMask or a mask [B, 1, S]; ``implementation``: of jax.nn.dot_product_attention."""
     B, T, N, H, K = q_BTNHK.shape
+    if not isinstance(mask, StaticMask):
+        return _by_number(q_BTNHK, keys, values, mask, implementation)
     sizes, outs = tuple(k.shape[1] for k in keys), []
     for run, seen in seen_by_run(mask, sizes, N):
         q = q_BTNHK[:, run.start : run.end].reshape(B, -1, H, K)
@@ -32,6 +37,21 @@ def cudnn(q_BTNHK, keys, values, mask: StaticMask, implementation: str = "cudnn"
         out = jax.nn.dot_product_attention(q, k, v, mask=shown, implementation=implementation)
         outs.append(out[:, : (run.end - run.start) * N].reshape(B, -1, N, H, K))
     return jnp.concatenate(outs, axis=1)
+
+
+def _by_number(q_BTNHK, keys, values, mask, implementation):
+    """Keys and values are sorted so that those of the mask [B, 1, S] come first."""
+    B, _, _, H, K = q_BTNHK.shape
+    widths = np.concatenate([np.full(k.shape[1], k.shape[2]) for k in keys])
+    frame = np.repeat(np.arange(len(widths)), widths)
+    shown = jnp.broadcast_to(mask[..., 0, :], (B, len(widths)))[:, frame]
+    order = jnp.argsort(~shown, axis=-1, stable=True)[..., None, None]
+    k, v = (jnp.take_along_axis(_side_by_side(xs), order, axis=1) for xs in (keys, values))
+    out = jax.nn.dot_product_attention(
+        q_BTNHK.reshape(B, -1, H, K), k, v, key_value_seq_lengths=jnp.sum(shown, axis=-1, dtype=jnp.int32),
+        implementation=implementation,
+    )  # fmt: skip
+    return out.reshape(q_BTNHK.shape)
 
 
 def unsupported(platform: str, dtype, width: int) -> str | None:

@@ -46,8 +46,8 @@ class Rectangle(NamedTuple):
     """Query frames that see the same key frames.
 
     rows: ranges of query frames; part: which array the keys are in; keys: their range in it; squares: into how many
-    equal pieces rows and keys are cut, each piece of the rows seeing its own piece of the keys alone; mask: of one
-    such piece, [its rows, its keys], None where all of it is seen.
+    equal pieces rows and keys are cut, each piece of the rows seeing its own piece of the keys alone; mask: the same
+    for each of ``rows`` or each of the pieces, [its rows, its keys], None where all of it is seen.
     """
 
     rows: tuple[Range, ...]

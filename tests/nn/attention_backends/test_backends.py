@@ -29,6 +29,7 @@ PLANNED = [name for name in BACKENDS if name != "reference"]
 MASKS = {
     "teacher_forcing": (Layout("teacher_forcing", block=2, window=4, sinks=2).training_mask(8), 0),
     "block_causal": (Layout("block_causal", block=2).training_mask(6), 0),
+    "copies": (Layout("teacher_forcing", block=1, copies=2).training_mask(5), 0),  # runs that share what is seen in part
     "slots": (np.concatenate([np.ones((2, 4), bool), np.tri(2, dtype=bool)], axis=1), 4),  # a past of 4 frames
     "full": (np.ones((3, 3), bool), 0),
 }
@@ -102,6 +103,21 @@ def test_what_is_hidden_leaves_no_trace(name, tokens, huge):
     np.testing.assert_array_equal(slopes[0][:, -1], grads[0][:, -1])
     alone = jax.jit(jax.grad(lambda k: jnp.sum(RUN[name](q, [k], [v], StaticMask(mask))[:, -1])))(k)
     assert not np.any(alone[:, hidden]) and np.all(np.any(alone[:, np.flatnonzero(mask[-1])], axis=(2, 3, 4)))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_one_row_of_a_running_mask_stands_for_all(name):
+    """A ring of which each sample has seen another part, and the own frames."""
+    mask = np.ones((B, 1, 7), bool)
+    mask[0, :, 2:4], mask[1, :, 0] = False, False
+    q, keys, values = problem(np.ones((3, 7), bool), 4)
+    chosen = choose(name, q.shape[1:3], [k.shape[1:3] for k in keys], jnp.asarray(mask))
+    assert chosen == {"reference": "reference", "cudnn": "cudnn"}.get(name, "blockwise")
+    out, grads = both(chosen, q, keys, values, jnp.asarray(mask))
+    expected, slopes = both("reference", q, keys, values, jnp.asarray(mask.repeat(3, axis=1)))
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    for new, old in zip(jax.tree.leaves(grads), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())
 
 
 def test_auto_follows_its_rule():
