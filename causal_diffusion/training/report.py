@@ -15,7 +15,7 @@ from causal_diffusion.nn.transformer import Transformer
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
 from causal_diffusion.training.collectives import collectives
-from causal_diffusion.training.peaks import peak_flops
+from causal_diffusion.cost.peaks import peak_flops
 from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import gradients
 

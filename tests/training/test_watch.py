@@ -14,7 +14,7 @@ from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.recipe import build
 from causal_diffusion.run_config import LogConfig
 from causal_diffusion.training import watch as watches
-from causal_diffusion.training.peaks import PEAKS, peak_flops
+from causal_diffusion.cost.peaks import PEAKS, peak_flops
 from causal_diffusion.training.report import peak_of
 from causal_diffusion.training.watch import Watch, memory_peaks
 
