@@ -26,8 +26,10 @@ def training_pass(recipe: Recipe) -> Pass:
     mask, prefix = training_masks(recipe)
     text, captions = 0, 1
     if model.text:
-        shape = clip_shapes(recipe.config)["text"].shape  # [M, E] or ids [M], of two captions with an axis in front
-        captions, text = (1, *(shape if model.vocabulary else shape[:-1]))[-2:]
+        text, spec = 1, clip_shapes(recipe.config)  # of clips without, the null token
+        if "text" in spec:
+            shape = spec["text"].shape  # [M, E] or ids [M], of two captions with an axis in front
+            captions, text = (1, *(shape if model.vocabulary else shape[:-1]))[-2:]
     fine = len(mask) - coarse
     return Pass(
         mask, fine, coarse, prefix=prefix, registers=int(model.registers > 0), text=text, captions=captions,
