@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from causal_diffusion.config import load_config
+from causal_diffusion.cost.peaks import PEAKS
 from causal_diffusion.parallel.mesh import AXES
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe, build
-from causal_diffusion.training.peaks import PEAKS
 from causal_diffusion.training.state import abstract_state
 
 RESERVE = 0.1  # share of a device's memory that is left to fragmentation, collectives and the runtime

@@ -6,10 +6,10 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from causal_diffusion.cost.peaks import PEAKS
 from causal_diffusion.parallel.mesh import AXES, make_mesh
 from causal_diffusion.recipe import parameter_count
 from causal_diffusion.training import fits
-from causal_diffusion.training.peaks import PEAKS
 from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import compile_step
 
