@@ -15,8 +15,9 @@ out over the mesh. That is exact. On top come, with scanned layers, ``model.rema
                 computed: r = b (H / tensor) Q S, at most MOST_SCORES                                          (6)
 
 with b clips per device, S tokens of a clip (of all its streams), Q of a block, L layers of width D, H heads and an MLP
-of M, and c bytes of the compute dtype. ``context`` divides S in (3) and (4) and heads in (5) and (6). This is an estimate, which tests hold
-against XLA's own of small models; ``train.py --dry_run`` has the compiler's for a config on the devices at hand.
+of M, and c bytes of the compute dtype. ``context`` divides S in (3) and (4) and heads in (5) and (6). This is an
+estimate, which tests hold against XLA's own of small models; ``train.py --dry_run`` has the compiler's for a config on
+the devices at hand.
 """
 
 import math
