@@ -52,6 +52,19 @@ class Recipe(NamedTuple):
         """'exact' or 'approximate'."""
         return "approximate" if self.approximations else "exact"
 
+    @property
+    def one_past(self) -> bool:
+        """Whether the past looks the same to all guidance branches, so that they share a cache.
+
+        It does where committed blocks are told of no condition that a branch hides (MAGI-1 commits without text; in
+        ACDiT nothing tells clean frames of their condition), at one level, and see all of their own past.
+        """
+        model, cache, branches = self.model.config, self.cache, self.guidance.branches()
+        hidden = {name for branch in branches for name in branch.drop} - set(cache.commit_drop)
+        told = model.modulate_clean or model.text or model.label_tokens
+        alike = all(branch.level == 0.0 and branch.past <= 0 for branch in branches)
+        return alike and not (hidden and told) and not cache.budget  # branches look at different tokens
+
     def streaming(self) -> "Recipe":
         """The same system with its layers unrolled, for parameters in canonical form."""
         model = Transformer(dataclasses.replace(self.model.config, layers="unrolled", remat="none"))

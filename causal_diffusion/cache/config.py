@@ -119,6 +119,11 @@ class CacheConfig:
             )
 
     @property
+    def opens(self) -> bool:
+        """Whether a stream's first pass of a block differs from the others."""
+        return self.commit == "fused" or self.kind == "two_level" or self.budget > 0
+
+    @property
     def raw(self) -> bool:
         """Whether keys are stored as if they stood at time 0."""
         return self.keys == "raw" or (self.keys == "auto" and self.positions != "absolute")

@@ -59,8 +59,8 @@ class Segment:
 class Visibility(NamedTuple):
     """Who sees whom, by frame. Columns are [slots of the past | registers | streams], rows the streams.
 
-    mask: bool [T, S] or [B, T, S], or a StaticMask; prefix: the same for the prefix attention of factorised blocks, or
-    None;
+    mask: bool [T, S] or [B, T, S], T = 1 where all rows are alike, or a StaticMask; prefix: the same for the prefix
+    attention of factorised blocks, or None;
     past_rotary: table that turns the keys of the first slots, None where they need no turning;
     compaction: how the past is compacted before it is read, or None.
     """
@@ -106,11 +106,15 @@ class Heads(nn.Module):
     qk_norm: str
     dtype: jnp.dtype
     out_init: str = "xavier_uniform"  # 'zeros' where an attention starts as nothing
+    joined: bool = False  # whether the parameters are joined, see ``layers``
 
     def setup(self):
-        self.q = dense(self.width, self.dtype)
-        self.k = dense(self.width, self.dtype)
-        self.v = dense(self.width, self.dtype)
+        if self.joined:
+            self.qkv = dense(3 * self.width, self.dtype)
+        else:
+            self.q = dense(self.width, self.dtype)
+            self.k = dense(self.width, self.dtype)
+            self.v = dense(self.width, self.dtype)
         self.o = dense(self.width, self.dtype, self.out_init)
         if self.qk_norm != "none":
             self.q_norm = RMSNorm()
@@ -119,6 +123,13 @@ class Heads(nn.Module):
     def split(self, x):
         """[..., D] -> [..., H, K]."""
         return x.reshape(*x.shape[:-1], self.heads, -1)
+
+    def project(self, x):
+        """Normed queries, normed keys, and values of the same tokens, each [..., D] -> [..., H, K]."""
+        if not self.joined:
+            return self.queries(x), *self.keys_values(x)
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        return self._normed(q, "q"), self._normed(k, "k"), self.split(v)
 
     def queries(self, x):
         """Normed queries, [..., D] -> [..., H, K]."""
@@ -173,8 +184,7 @@ class SelfAttention(Heads):
         form = "fine" if any(segment.form == "fine" for segment in segments) else "coarse"
         queries, keys, values, kept, noisy = [], [], [], [], 0
         for own, x, segment in zip(heads, xs, segments, strict=True):
-            raw_q = own.queries(x)
-            raw_k, v = own.keys_values(x)
+            raw_q, raw_k, v = own.project(x)
             q, k = rotate(raw_q, segment.rotary), rotate(raw_k, segment.rotary)
             queries.append(q)
             keys.append(k)
@@ -198,13 +208,18 @@ class SelfAttention(Heads):
             if segment.form == "registers":
                 out = attend(self.backend, q, all_keys[own_keys], all_values[own_keys], StaticMask(np.eye(T)))
             else:
-                mask, here = visibility.mask, slice(start, start + T)
-                mask = mask[here] if isinstance(mask, StaticMask) else mask[..., here, :]
-                out = attend(self.backend, q, all_keys, all_values, mask)
+                out = attend(self.backend, q, all_keys, all_values, _rows(visibility.mask, start, start + T))
                 start += T
             outs.append(own.merge(by_frame(out)))
         kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))
         return tuple(outs), kv if visibility.compaction is None else (kv, past)
+
+
+def _rows(mask, start, end):
+    """Some rows of a mask; a single one stands for all."""
+    if isinstance(mask, StaticMask):
+        return mask[start:end]
+    return mask if mask.shape[-2] == 1 else mask[..., start:end, :]
 
 
 def _over_tokens(q_BTNHK):

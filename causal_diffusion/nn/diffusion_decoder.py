@@ -114,6 +114,16 @@ class CDTConfig:
         return tuple((*(False,) * (stages - len(flags)), *map(bool, flags)) for flags in (space, self.time_down))
 
     @property
+    def levels(self) -> tuple[tuple[int, bool, bool], ...]:
+        """Of every level of the U-Net: its width, and whether it halves space, and time."""
+        space, time = self.halves
+        multipliers = self.unet_multipliers or tuple(range(1, len(space) + 3))
+        further = len(multipliers) - len(space)
+        space, time = ((*space, *(True,) * further), (*time, *(False,) * further))
+        widths = tuple(self.unet * times for times in multipliers)
+        return tuple(zip(widths, (*space[:-1], False), (*time[:-1], False), strict=True))
+
+    @property
     def geometry(self) -> Geometry:
         """What a latent stands for."""
         space, time = (2 ** sum(flags) for flags in self.halves)
@@ -206,14 +216,12 @@ class CDT(Autoencoder):
     def setup(self):
         c = self.config
         self.encoder, self.context = Compressor(c), ContextDecoder(c)
-        space, time = c.halves
-        multipliers = c.unet_multipliers or tuple(range(1, len(space) + 3))
-        further = len(multipliers) - len(space)
+        widths, space, time = zip(*c.levels, strict=True)
         self.unet = UNet(
             channels=c.channels,
-            widths=tuple(c.unet * times for times in multipliers),
-            space_down=(*(*space, *(True,) * further)[:-1], False),
-            time_down=(*(*time, *(False,) * further)[:-1], False),
+            widths=widths,
+            space_down=space,
+            time_down=time,
             patch=c.patch,
             blocks=c.blocks,
             wide=c.wide,

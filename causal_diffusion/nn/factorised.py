@@ -60,11 +60,11 @@ class FactorisedBlock(BlockBase):
         c, dtype = self.config, self.config.compute_dtype
         self.shared_setup(c.modulations if self.sees_time else 6)
         sizes = (c.heads, c.width, c.qk_norm, dtype)
-        self.space_attention = Heads(*sizes)
+        self.space_attention = Heads(*sizes, joined=self.joined)
         if c.prefix:
-            self.prefix_attention = Heads(*sizes, out_init="zeros")
+            self.prefix_attention = Heads(*sizes, out_init="zeros", joined=self.joined)
         if self.sees_time:
-            self.time_attention = Heads(*sizes)
+            self.time_attention = Heads(*sizes, joined=self.joined)
             if c.axial_mlp:
                 self.time_mlp_in = dense(c.mlp, dtype)
                 self.time_mlp_out = dense(c.width, dtype)
@@ -86,7 +86,7 @@ class FactorisedBlock(BlockBase):
 
         h = self.normed(x, shift, scale)
         heads = self.space_attention
-        q, (k, v) = heads.queries(h), heads.keys_values(h)
+        q, k, v = heads.project(h)
         q, k, v = (by_frame(each) for each in (rotate(q, space), rotate(k, space), v))
         x = self.gated(x, gate, heads.merge(within_frames(c.backend, q, k, v)))
 
@@ -120,7 +120,7 @@ class FactorisedBlock(BlockBase):
     def _see_past(self, h, segment, visibility, past):
         """Attention along time: (out, (k, v))."""
         heads = self.time_attention
-        q, (raw_k, v) = heads.queries(h), heads.keys_values(h)
+        q, raw_k, v = heads.project(h)
         rotary = None if segment.rotary is None else segment.rotary[1]
         q, k = rotate(q, rotary), rotate(raw_k, rotary)
         past_k, past_v = slots(past, visibility.past_rotary, k.dtype)
@@ -132,7 +132,7 @@ class FactorisedBlock(BlockBase):
         """Attention to all tokens of the frames that ``mask`` shows, of the own frame where it shows none."""
         heads = self.prefix_attention
         h = x.astype(self.config.compute_dtype)
-        q, (k, v) = heads.queries(h), heads.keys_values(h)
+        q, k, v = heads.project(h)
         q, k = rotate(q, rotary), rotate(k, rotary)
         past_k, past_v = slots(past, None, k.dtype)
         T, W = x.shape[1], past[0].shape[1] if past else 0

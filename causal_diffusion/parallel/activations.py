@@ -51,6 +51,14 @@ def spec_of(shape, names, mesh) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
+def parts(shape, *names: str | None) -> int:
+    """Into how many parts `constrain` would cut an array of a shape."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axes in spec_of(shape, names, mesh) if axes for axis in axes)
+
+
 def tokens(x):
     """Tokens [B, T, N, D], or what there is of each frame, [B, T, ...]: whole frames are split over `context`."""
     return constrain(x, "batch", "frames")

@@ -27,12 +27,6 @@ class Commits(Passes):
         """Whether a finished block waits for the next block's first pass."""
         return self.recipe.cache.commit == "fused"
 
-    @property
-    def opens(self) -> bool:
-        """Whether the first pass of a block differs from the others."""
-        cache = self.recipe.cache
-        return self.fused or cache.kind == "two_level" or cache.budget > 0
-
     def first_pass(self, params, state: State, own: Own):
         """The network on blocks in flight for the first time since the last commit.
 
@@ -49,7 +43,7 @@ class Commits(Passes):
             own = own._replace(offset=own.offset + b)
             out, kv = self.predict(params, self.kept(state), [part, own])
             kv = jax.tree.map(lambda a: a[:, :b], kv)
-            if self.one_past and len(branches) > 1:
+            if self.recipe.one_past and len(branches) > 1:
                 kv = jax.tree.map(lambda a: a.reshape(-1, len(branches), *a.shape[1:])[:, 0], kv)
             return out, self._put(state, pending.x, pending.frame, pending.action, kv, out), None
         if cache.kind == "two_level":

@@ -91,19 +91,6 @@ class Past(NamedTuple):
 class Passes(Shown):
     """Pure functions of a recipe. ``params`` are canonical (unrolled) parameters throughout."""
 
-    @property
-    def one_past(self) -> bool:
-        """Whether the past looks the same to all branches, so that they share a cache.
-
-        It does where committed blocks are told of no condition that a branch hides (MAGI-1 commits without text; in
-        ACDiT nothing tells clean frames of their condition), at one level, and see all of their own past.
-        """
-        model, cache = self.recipe.model.config, self.recipe.cache
-        hidden = {name for branch in self.branches for name in branch.drop} - set(cache.commit_drop)
-        told = model.modulate_clean or model.text or model.label_tokens
-        alike = all(branch.level == 0.0 and branch.past <= 0 for branch in self.branches)
-        return alike and not (hidden and told) and not cache.budget  # branches look at different tokens
-
     def encode_condition(self, params, condition: Condition) -> EncodedCondition:
         """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition.
 
@@ -228,7 +215,7 @@ class Passes(Shown):
         cache, G = self.recipe.cache, len(branches or self.branches)
         nothing, last = state.slots.frame[:, :0], self.recipe.layout.last_stage
         caches = state.caches if turned is None else turned
-        if self.one_past and G > 1:
+        if self.recipe.one_past and G > 1:
             caches = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), caches)
         if cache.kind in ("none", "state"):
             return Past(caches or None, Ids.of(CLEAN, nothing))
@@ -324,7 +311,7 @@ class Passes(Shown):
 
     def _committing(self):
         """The branches that keep a cache of their own."""
-        return self.branches[:1] if self.one_past else self.branches
+        return self.branches[:1] if self.recipe.one_past else self.branches
 
     def _places(self, slots, start, frame):
         """Where in time the slots and own frames [B, T] stand, as ``cache.positions`` says: (int32 [B, W], [B, T])."""

@@ -158,7 +158,7 @@ class Rollout(Denoise):
         state = self._enter(state, self.in_flight - blocks, blocks, condition, action, observed, view.repeat)
         noisy, (state, turned) = state, self._denoise(params, state, view.step, knot=knot)
         if view.first is not None:
-            state, turned = self._first_instead(params, noisy, state, knot), None if self.opens else turned
+            state, turned = self._first_instead(params, noisy, state, knot), None if self.recipe.cache.opens else turned
         emitted = state.x[:, :frames]
         acted = None
         if state.action is not None:

@@ -3,18 +3,21 @@
     python -m causal_diffusion.training.fits
 
 A device holds its part of the *state*: parameters, their averages and the optimizer's, as ``abstract_state`` lays them
-out over the mesh. That is exact. On top come, with scanned layers, ``model.remat = 'full'`` and dense attention,
+out over the mesh. That is exact. On top come, with scanned layers, ``model.remat = 'full'`` and blockwise attention,
 
     gradients   4 bytes per parameter of the device                                                            (1)
     layer       one layer's parameters cast to c bytes, before that whole in float32 where fsdp splits them; twice, as
                 the next layer's come while this one runs                                                      (2)
     carried     b S L D c, the input of every layer                                                            (3)
     working     b S (16 D + 4 M / tensor) c, of the layer whose backward pass runs                             (4)
-    scores      b (H / tensor) S^2 (12 + c), its attention's scores and weights, and gradients of both         (5)
+    attention   b S D (8 + 4 c) / tensor, heads of q, k, v and out, and gradients of keys and values in float32 (5)
+    scores      r (12 + 2 c), its attention's scores and weights, and gradients of both, of the rectangle that is
+                computed: r = b (H / tensor) Q S, at most MOST_SCORES                                          (6)
 
-with b clips per device, S tokens of a clip (of all its streams), L layers of width D, H heads and an MLP of M, and c
-bytes of the compute dtype. ``context`` divides S in (3) and (4) and H in (5). This is an estimate, which tests hold
-against XLA's own of small models; ``train.py --dry_run`` has the compiler's for a config on the devices at hand.
+with b clips per device, S tokens of a clip (of all its streams), Q of a block, L layers of width D, H heads and an MLP
+of M, and c bytes of the compute dtype. ``context`` divides S in (3) and (4) and heads in (5) and (6). This is an
+estimate, which tests hold against XLA's own of small models; ``train.py --dry_run`` has the compiler's for a config on
+the devices at hand.
 """
 
 import math
@@ -24,10 +27,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from causal_diffusion.config import load_config
+from causal_diffusion.cost.peaks import PEAKS
+from causal_diffusion.nn.attention_backends.blockwise import MOST_SCORES
 from causal_diffusion.parallel.mesh import AXES
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe, build
-from causal_diffusion.training.peaks import PEAKS
 from causal_diffusion.training.state import abstract_state
 
 RESERVE = 0.1  # share of a device's memory that is left to fragmentation, collectives and the runtime
@@ -63,7 +67,7 @@ class Need(NamedTuple):
 
 
 def need(recipe: Recipe, mesh, dtype="bfloat16") -> Need:
-    """Equations (1) to (5) and the state, of a recipe's batch on a mesh with the axes of ``parallel.mesh``."""
+    """Equations (1) to (6) and the state, of a recipe's batch on a mesh with the axes of ``parallel.mesh``."""
     model, train = recipe.model.config, recipe.config.train
     shapes, shardings = abstract_state(recipe, mesh)
     state = sum(row.bytes_per_device for row in describe(shapes, shardings))
@@ -80,7 +84,10 @@ def need(recipe: Recipe, mesh, dtype="bfloat16") -> Need:
     copies = (4 if fsdp > 1 else 0) + (c if c < 4 else 0)
     temporary = own + 2 * copies * layer / model.depth / tensor
     temporary += b * S / context * c * (model.depth * D + 16 * D + 4 * model.mlp / tensor)
-    temporary += b * math.ceil(model.heads / tensor / context) * S**2 * (12 + c)
+    heads = math.ceil(model.heads / tensor / context)
+    temporary += b * S * heads * (D // model.heads) * (8 + 4 * c)
+    block = S // streams // recipe.frames * recipe.layout.block
+    temporary += min(b * heads * block * S, MOST_SCORES) * (12 + 2 * c)
     return Need(state, math.ceil(temporary))
 
 

@@ -1,6 +1,5 @@
 """What a run will cost, told before its first step: parameters, FLOPs, memory, collectives."""
 
-import dataclasses
 import math
 
 import jax
@@ -9,13 +8,15 @@ import jax.numpy as jnp
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.compatibility.mesh import note
+from causal_diffusion.cost import step_cost, training_cost, vae_decode_cost
+from causal_diffusion.cost.peaks import rates
+from causal_diffusion.cost.stream import calls
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.motion_text import MotionTextRecipe
-from causal_diffusion.nn.transformer import Transformer
+from causal_diffusion.nn.vae import VAE
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
 from causal_diffusion.training.collectives import collectives
-from causal_diffusion.training.peaks import peak_flops
 from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import gradients
 
@@ -49,20 +50,19 @@ def parameter_table(recipe, mesh) -> str:
 
 
 def training_flops(recipe, *frozen) -> float:
-    """Floating-point operations of one training step, forward and backward, counted by XLA before optimisation.
+    """Floating-point operations of one training step, forward and backward, without what remat computes again.
 
-    Counted on unrolled layers without recomputation, since XLA counts the body of a scan once. Of an autoencoder what
-    weighs two losses against each other counts too, but not that its forward passes are shared.
+    Of a transformer those of ``cost.training_cost``: matrix products, attention as the mask shows it. Of anything else
+    as XLA counts them before optimisation, elementwise work included; of an autoencoder what weighs two losses against
+    each other counts too, but not that its forward passes are shared.
     """
-    plain = recipe
     if isinstance(recipe, Recipe):
-        model = dataclasses.replace(recipe.model.config, layers="unrolled", remat="none")
-        plain = recipe._replace(model=Transformer(model))
-    params = jax.eval_shape(plain.init_params, jax.random.key(0))
+        return training_cost(recipe).flops
+    params = jax.eval_shape(recipe.init_params, jax.random.key(0))
     spec = batch_spec(clip_shapes(recipe.config), recipe.config.train.batch)
 
     def grad(params, batch, key, *frozen):
-        return gradients(plain, params, batch, key, frozen=frozen)
+        return gradients(recipe, params, batch, key, frozen=frozen)
 
     lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: jax.random.key(0)), *frozen)
     return float(lowered.cost_analysis()["flops"])
@@ -70,10 +70,13 @@ def training_flops(recipe, *frozen) -> float:
 
 def peak_of(recipe, mesh) -> float | None:
     """FLOP/s of all devices of a mesh together in the dtype that the network multiplies in, None if not known."""
+    known = rates(mesh.devices.flat[0].device_kind, _dtype(recipe))
+    return None if known is None else known.flops * mesh.size
+
+
+def _dtype(recipe):
     sizes = recipe.vae.config.sizes if isinstance(recipe, AutoencoderRecipe) else recipe.model.config
-    dtype = jnp.dtype(getattr(sizes, "compute_dtype", jnp.float32))
-    peak = peak_flops(mesh.devices.flat[0].device_kind, dtype)
-    return None if peak is None else peak * mesh.size
+    return jnp.dtype(getattr(sizes, "compute_dtype", jnp.float32))
 
 
 def memory_estimate(compiled) -> dict[str, int]:
@@ -103,6 +106,8 @@ def summary(recipe, mesh, compiled, *frozen, flops: float | None = None) -> str:
         f"batch       {config.train.batch} clips of {config.data.frames} frames, {config.train.steps:,} steps",
         f"FLOPs       {flops:,.0f} per step, {flops * config.train.steps:.3g} in all",
     ]
+    if isinstance(recipe, Recipe):
+        lines += _costs(recipe, mesh, flops)
     lines += [f"memory      {size / 2**20:,.1f} MiB {name}" for name, size in memory_estimate(compiled).items()]
     lines += [
         f"collectives {traffic.count:,} {kind}, {traffic.bytes / 2**20:,.1f} MiB per step and device"
@@ -124,6 +129,31 @@ def _about_system(recipe: Recipe):
         lines.append(
             f"latents     {recipe.frames} of {'x'.join(map(str, recipe.frame_shape))}, {geometry.time} frames each"
             + (", the first of one; look-ahead counts latents" if geometry.apart else "; look-ahead counts latents")
+        )
+    return lines
+
+
+def _costs(recipe: Recipe, mesh, flops):
+    """What training FLOPs are for, what a stream of one sample costs, and how fast both can be at best."""
+    train, dense, stream = training_cost(recipe), training_cost(recipe, visible=False), step_cost(recipe)
+    emit, block = recipe.schedule.view().emit, recipe.layout.block
+    passes = sum(call.run.mask is not None for call in calls(recipe))
+    lines = [
+        f"            linear {train.linear / train.flops:.0%}, attention {train.attention / train.flops:.0%} "
+        f"({train.attention / dense.attention:.0%} of a dense mask's), cross-attention "
+        f"{train.cross_attention / train.flops:.0%}",
+        f"stream      {emit} block{'s' * (emit > 1)} of {block} frame{'s' * (block > 1)}: {stream.flops:.3g} FLOPs in "
+        f"{passes} passes of the network; {stream.weights:.3g} bytes of weights read, {stream.read:.3g} of the past",
+    ]
+    vae = recipe.config.vae
+    if vae.form != "none":
+        decode = vae_decode_cost(VAE(vae), (1, emit * block, *recipe.frame_shape))
+        lines.append(f"            and {decode.flops:.3g} FLOPs of the autoencoder, which decodes them")
+    best = rates(mesh.devices.flat[0].device_kind, _dtype(recipe))
+    if best is not None:
+        lines.append(
+            f"limits      {best.flops * mesh.size / flops:.3g} training steps/s on this mesh, "
+            f"{emit / stream.seconds(best):.3g} blocks/s of one stream on one device, at its peak"
         )
     return lines
 

@@ -16,8 +16,9 @@ follow one another in time, one at every ``log.every`` steps and one before ever
     goodput         share of the wall time since the first start of the run that went into steps that count. What was
                     done again after a restart counts once; queueing, compiling and saving do not count
     mfu             model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): FLOPs of the step by
-                    ``report.training_flops``, without recomputation, over step_time x devices x peak. Only where
-                    ``peaks`` knows the device
+                    ``report.training_flops``, over step_time x devices x peak. Of a transformer these are matrix
+                    products alone, attention as its mask shows it: hidden pairs and what remat computes again earn
+                    nothing. Only where ``cost.peaks`` knows the device
     memory_peak     high-water mark of each device of this process, bytes; resident_peak: that of the process, where
                     devices tell none (CPU)
 

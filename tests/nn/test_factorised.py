@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from causal_diffusion.nn.attention_backends import BACKENDS, within_frames
-from causal_diffusion.nn.transformer import Transformer, stack_layers, unstack_layers
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
+from causal_diffusion.nn.transformer import Transformer
 
 CAUSAL = np.tril(np.ones((4, 4), bool))
 PLAIN = dict(attention="factorised", classes=0, text=0, space=(2, 2), patch=(1, 1, 2))

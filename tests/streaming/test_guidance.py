@@ -21,7 +21,7 @@ def test_branches_that_see_the_same_past_keep_it_once(pipeline, inputs):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(shared.mark().state.caches)} == {2}  # samples
     other, apart = stream(pipeline("teacher"), inputs)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(apart.mark().state.caches)} == {4}  # samples x branches
-    assert not other.rollout.one_past
+    assert not other.recipe.one_past
 
 
 @pytest.mark.full

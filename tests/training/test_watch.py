@@ -4,17 +4,16 @@ import gzip
 import json
 
 import jax
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from causal_diffusion.config import freeze
+from causal_diffusion.cost.peaks import PEAKS
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.recipe import build
 from causal_diffusion.run_config import LogConfig
 from causal_diffusion.training import watch as watches
-from causal_diffusion.training.peaks import PEAKS, peak_flops
 from causal_diffusion.training.report import peak_of
 from causal_diffusion.training.watch import Watch, memory_peaks
 
@@ -141,13 +140,6 @@ def test_memory_of_each_device_or_of_the_process(monkeypatch):
     assert set(memory_peaks()) == {"resident_peak"} and 2**25 < memory_peaks()["resident_peak"] < 2**40
     monkeypatch.setattr(watches.jax, "local_devices", lambda: [Device(7), Device(9)])
     assert memory_peaks() == {"memory_peak": [7, 9]}
-
-
-def test_peaks_are_those_of_the_dtype():
-    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 2 * peak_flops("NVIDIA H100 80GB HBM3", "float32")
-    assert peak_flops("TPU v5 lite", np.dtype("float32")) == PEAKS["TPU v5e"].bf16
-    assert peak_flops("cpu", "float32") is None and peak_flops("TPU v4", "float64") is None
-    assert all(peak.f32 <= peak.bf16 and peak.bandwidth > 1e11 and peak.memory >= 16e9 for peak in PEAKS.values())
 
 
 @pytest.mark.parametrize(("dtype", "each"), [("bfloat16", 10.0), ("float32", 5.0)])

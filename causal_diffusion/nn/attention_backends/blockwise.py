@@ -7,7 +7,8 @@ Over the rectangles r that a query sees keys in, with scores s = q k / sqrt(K),
     L = m + log l                                            (log-sum-exp over all that is seen)            (3)
 
 The backward pass keeps q, k, v, out and L, and computes each rectangle's weights again (FlashAttention, Dao et al.
-2022, arXiv 2205.14135, section 3.2), so that scores of one rectangle exist at a time:
+2022, arXiv 2205.14135, section 3.2), so that scores of one rectangle exist at a time, and of a large one those of some
+of its rows:
 
     p = exp(s - L)   dv += p' dout   dp = dout v'   ds = p (dp - sum_K dout out)   dq += ds k   dk += ds' q  (4)
 
@@ -18,23 +19,43 @@ of plain matrices. There is no forward-mode derivative; ``reference`` has one.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.layout import StaticMask
-from causal_diffusion.nn.attention_backends.rectangles import plan
+from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS, plan
+from causal_diffusion.nn.attention_backends.reference import reference
+from causal_diffusion.parallel import activations
 
+MOST_SCORES = 2**26  # that exist at once on a device, over samples and heads: 256 MiB
 LOWEST = -1e30  # of the largest score of a row: the row may see nothing in a rectangle
 
 
-def blockwise(q_BTNHK, keys, values, mask: StaticMask):
-    """As ``reference``, of a StaticMask, in time and memory for what it shows."""
+def blockwise(q_BTNHK, keys, values, mask):
+    """As ``reference``; of a StaticMask in time and memory for what it shows, of another one in memory for a part."""
+    if not isinstance(mask, StaticMask):
+        return _by_queries(q_BTNHK, keys, values, mask)
     sizes = tuple(k.shape[1] for k in keys)
     q, *rest = (_heads_first(x) for x in (q_BTNHK, *keys, *values))
     out = _attend(mask, q_BTNHK.shape[1], sizes, q, tuple(rest[: len(keys)]), tuple(rest[len(keys) :]))
     return out.swapaxes(1, 2).reshape(q_BTNHK.shape)
+
+
+def _by_queries(q_BTNHK, keys, values, mask):
+    """``reference`` of some query frames at a time, all of which is computed again for the backward pass."""
+    B, T, N, H, _ = q_BTNHK.shape
+    scores = T * N * sum(k.shape[1] * k.shape[2] for k in keys)
+    chunks = _chunks((B, H), scores, T, 1)
+    if chunks == 1:
+        return reference(q_BTNHK, keys, values, mask)
+    some = jax.checkpoint(lambda now: reference(now[0], keys, values, now[1]))
+    cut = (jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+           for x in (q_BTNHK, jnp.broadcast_to(mask, (B, T, mask.shape[-1]))))  # fmt: skip
+    out = jax.lax.map(some, tuple(cut))
+    return jnp.moveaxis(out, 0, 1).reshape(q_BTNHK.shape)
 
 
 def _heads_first(x_BTNHK):
@@ -52,30 +73,36 @@ def _forward(mask, frames, sizes, q, keys, values):
     N, scale, parts = q.shape[2] // frames, q.shape[-1] ** -0.5, []
     rectangles, runs = plan(mask, sizes, N)
     for rectangle in rectangles:
-        queries = _rows(q * scale, rectangle, N)
-        k, v = (_keys(x, rectangle, sizes) for x in (keys, values))
-        score = _product("...qk,...sk->...qs", queries, k)
-        m = jnp.max(score, axis=-1, keepdims=True)
-        if rectangle.mask is not None:
-            score = jnp.where(_shown(rectangle, score), score, -jnp.inf)
-            m = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), LOWEST)
-        p = jnp.exp(score - m)
-        part = (m, jnp.sum(p, axis=-1, keepdims=True), _product("...qs,...sk->...qk", p.astype(q.dtype), v))
+        queries, (k, v) = _rows(q * scale, rectangle, N), (_keys(x, rectangle, sizes) for x in (keys, values))
+        chunks = _chunks_of(queries, k)
+
+        def sums(queries, shown, k=k, v=v):
+            score = _product("...qk,...sk->...qs", queries, k)
+            if shown is None:
+                m = jnp.max(score, axis=-1, keepdims=True)
+            else:
+                score = jnp.where(shown, score, -jnp.inf)
+                m = jnp.maximum(jnp.max(score, axis=-1, keepdims=True), LOWEST)
+            p = jnp.exp(score - m)
+            return m, jnp.sum(p, axis=-1, keepdims=True), _product("...qs,...sk->...qk", p.astype(v.dtype), v)
+
+        given = _cut_up((queries, _shown(rectangle, queries, k, N)), chunks)
+        part = sums(*given) if chunks == 1 else _joined(jax.lax.map(lambda now: sums(*now), given))
         parts.append([_flat(x, rectangle) for x in part])
-    outs, sums = [], []
+    outs, logs = [], []
     for run in runs:
         own = [[x[:, :, at * N : (at + run.end - run.start) * N] for x in parts[i]] for i, at in run.at]
         m = functools.reduce(jnp.maximum, (part[0] for part in own))
         if len(own) == 1:
-            ((_, sum_, out),) = own
+            ((_, total, out),) = own
         else:
             weight = [jnp.exp(part[0] - m) for part in own]
-            sum_ = sum(w * part[1] for w, part in zip(weight, own, strict=True))
+            total = sum(w * part[1] for w, part in zip(weight, own, strict=True))
             out = sum(w * part[2] for w, part in zip(weight, own, strict=True))
-        outs.append((out / sum_).astype(q.dtype))
-        sums.append(m + jnp.log(sum_))
+        outs.append((out / total).astype(q.dtype))
+        logs.append(m + jnp.log(total))
     out = jnp.concatenate(outs, axis=2)
-    return out, (q, keys, values, out, jnp.concatenate(sums, axis=2))
+    return out, (q, keys, values, out, jnp.concatenate(logs, axis=2))
 
 
 def _backward(mask, frames, sizes, kept, d_out):
@@ -87,19 +114,33 @@ def _backward(mask, frames, sizes, kept, d_out):
     d_keys, d_values = ([jnp.zeros(x.shape, jnp.float32) for x in xs] for xs in (keys, values))
     d_queries = []
     for rectangle in rectangles:
-        queries, d_o, shift, total = (_rows(x, rectangle, N) for x in (q * scale, d_out, logsum, delta))
+        rows = tuple(_rows(x, rectangle, N) for x in (q * scale, d_out, logsum, delta))
         k, v = (_keys(x, rectangle, sizes) for x in (keys, values))
-        p = jnp.exp(_product("...qk,...sk->...qs", queries, k) - shift)
-        d_score = p * (_product("...qk,...sk->...qs", d_o, v) - total)
-        if rectangle.mask is not None:
-            shown = _shown(rectangle, p)
-            p, d_score = jnp.where(shown, p, 0.0), jnp.where(shown, d_score, 0.0)
-        d_score = d_score.astype(dtype)
+        chunks = _chunks_of(rows[0], k)
+
+        def slopes(queries, d_o, shift, total, shown, k=k, v=v):
+            p = jnp.exp(_product("...qk,...sk->...qs", queries, k) - shift)
+            d_score = p * (_product("...qk,...sk->...qs", d_o, v) - total)
+            if shown is not None:
+                p, d_score = jnp.where(shown, p, 0.0), jnp.where(shown, d_score, 0.0)
+            p, d_score = p.astype(dtype), d_score.astype(dtype)
+            d_k, d_v = (_product("...qs,...qk->...sk", *pair) for pair in ((d_score, queries), (p, d_o)))
+            return scale * _product("...qs,...sk->...qk", d_score, k), (d_k, d_v)
+
+        def more(sums, now, slopes=slopes):
+            d_q, own = slopes(*now)
+            return jax.tree.map(jnp.add, sums, own), d_q
+
+        given = _cut_up((*rows, _shown(rectangle, rows[0], k, N)), chunks)
+        if chunks == 1:
+            d_q, d_kv = slopes(*given)
+        else:
+            d_kv, d_q = jax.lax.scan(more, tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v)), given)
+            d_q = _joined(d_q)
         here, start, end = rectangle.part, *_tokens(rectangle.keys, keys[rectangle.part], sizes[rectangle.part])
-        for sums, weight, by in ((d_keys, d_score, queries), (d_values, p.astype(dtype), d_o)):
-            new = _flat(_product("...qs,...qk->...sk", weight, by), rectangle)
-            sums[here] = sums[here].at[:, :, start:end].add(new)
-        d_queries.append(_flat(scale * _product("...qs,...sk->...qk", d_score, k), rectangle))
+        for sums, new in zip((d_keys, d_values), d_kv, strict=True):
+            sums[here] = sums[here].at[:, :, start:end].add(_flat(new, rectangle))
+        d_queries.append(_flat(d_q, rectangle))
     d_q = [
         sum(d_queries[i][:, :, at * N : (at + run.end - run.start) * N] for i, at in run.at).astype(dtype)
         for run in runs
@@ -112,11 +153,43 @@ def _backward(mask, frames, sizes, kept, d_out):
 _attend.defvjp(_forward, _backward)
 
 
-def _shown(rectangle, score):
-    """The mask of a rectangle by token."""
-    rows, keys = rectangle.mask.shape
-    tokens = np.ones((score.shape[-2] // rows, score.shape[-1] // keys), bool)
-    return np.kron(rectangle.mask.array, tokens)
+def _chunks(many, scores, rows, least):
+    """Into how many equal parts rows are cut, so that at most MOST_SCORES exist at once on a device.
+
+    ``many``: (samples, heads) with as many ``scores`` each; ``least``: rows of a part, below which products are slow.
+    """
+    scores = scores * math.prod(many) // activations.parts(many, "batch", "all heads")
+    divisors = [n for n in range(1, max(1, rows // least) + 1) if rows % n == 0]
+    return next((n for n in divisors if scores <= n * MOST_SCORES), divisors[-1])
+
+
+def _chunks_of(queries, keys):
+    """Those of a rectangle's rows, of every one of its squares."""
+    squares, rows = math.prod(queries.shape[2:-2]), queries.shape[-2]
+    return _chunks(queries.shape[:2], squares * rows * keys.shape[-2], rows, LEAST_ROWS)
+
+
+def _cut_up(xs, chunks):
+    """[..., q, K] each -> [chunks, ..., q / chunks, K]; as they are where that is one, and None stays."""
+    if chunks == 1:
+        return xs
+    return tuple(
+        None if x is None else jnp.moveaxis(x.reshape(*x.shape[:-2], chunks, -1, x.shape[-1]), -3, 0) for x in xs
+    )
+
+
+def _joined(xs):
+    """Back again, of a tree."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -3).reshape(*x.shape[1:-2], -1, x.shape[-1]), xs)
+
+
+def _shown(rectangle, queries, keys, tokens):
+    """The mask of a rectangle by token, or None; ``tokens``: of a query frame."""
+    if rectangle.mask is None:
+        return None
+    rows, columns = rectangle.mask.shape
+    by_token = np.kron(rectangle.mask.array, np.ones((tokens, keys.shape[-2] // columns), bool))
+    return np.tile(by_token, (queries.shape[-2] // (rows * tokens), 1))
 
 
 def _product(form, a, b):

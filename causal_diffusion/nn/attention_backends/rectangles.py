@@ -46,8 +46,8 @@ class Rectangle(NamedTuple):
     """Query frames that see the same key frames.
 
     rows: ranges of query frames; part: which array the keys are in; keys: their range in it; squares: into how many
-    equal pieces rows and keys are cut, each piece of the rows seeing its own piece of the keys alone; mask: of one
-    such piece, [its rows, its keys], None where all of it is seen.
+    equal pieces rows and keys are cut, each piece of the rows seeing its own piece of the keys alone; mask: the same
+    for each of ``rows`` or each of the pieces, [its rows, its keys], None where all of it is seen.
     """
 
     rows: tuple[Range, ...]
@@ -115,6 +115,25 @@ def plan(mask: StaticMask, sizes: tuple[int, ...], tokens: int) -> Plan:
                 places[start].append((number, offset + start - first))
             offset += last - first
     return Plan(tuple(rectangles), tuple(Run(start, end, tuple(places[start])) for start, end in runs))
+
+
+def seen_by_run(mask: StaticMask, sizes: tuple[int, ...], tokens: int):
+    """Each run with the keys that it sees, for a backend that takes them side by side; arguments as ``plan``.
+
+    Returns:
+        [(run, [(array, (start, end) in it, mask by frame or None)])].
+    """
+    rectangles, runs = plan(mask, sizes, tokens)
+    out = []
+    for run in runs:
+        seen = []
+        for number, at in run.at:
+            of = rectangles[number]
+            width = (of.keys[1] - of.keys[0]) // of.squares
+            start = of.keys[0] + width * (at // (run.end - run.start) if of.squares > 1 else 0)
+            seen.append((of.part, (start, start + width), of.mask))
+        out.append((run, seen))
+    return out
 
 
 def _runs(array, tokens):

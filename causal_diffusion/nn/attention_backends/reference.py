@@ -16,7 +16,8 @@ def reference(q_BTNHK, keys, values, mask):
     Args:
         q_BTNHK: queries, already rotated.
         keys, values: lists of [B, S, M, H, K], joined along S and M; each may have its own M.
-        mask: bool, [T, sum S] or [B, T, sum S], or a StaticMask; every query sees at least one key.
+        mask: bool, [T, sum S] or [B, T, sum S], or a StaticMask; every query sees at least one key. One row may stand
+            for all T.
 
     Returns:
         [B, T, N, H, K] in q's dtype.

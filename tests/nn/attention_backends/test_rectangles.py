@@ -20,7 +20,8 @@ def drawn(mask, sizes, tokens):
         keys = starts[part.part] + np.arange(*part.keys)
         assert len(rows) % part.squares == 0 and len(keys) % part.squares == 0
         for some, seen in zip(np.split(rows, part.squares), np.split(keys, part.squares), strict=True):
-            count[np.ix_(some, seen)] += True if part.mask is None else part.mask.array
+            shown = np.ones((1, 1), bool) if part.mask is None else part.mask.array
+            count[np.ix_(some, seen)] += np.tile(shown, (len(some) // len(shown), 1))
         queries.append(rows)
     for run in runs:
         for number, at in run.at:
