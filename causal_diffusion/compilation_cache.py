@@ -4,7 +4,8 @@ Only the entry points switch it on (``cli.run``); an import never does. Programs
 environment variable JAX_COMPILATION_CACHE_DIR names ('' or 'off': nowhere), else in a folder of the user's::
 
     $XDG_CACHE_HOME (else ~/.cache) / causal_diffusion / xla-0.10.2-0f3c5a7b91de /
-        jit_train_step-<key>-cache      one compiled program; the key is JAX's: program, options, XLA flags, devices
+        jit_train_step-<key>-cache      one compiled program; the key is JAX's: program, options, XLA flags, devices,
+                                        and the folder itself, so that one that was moved is as good as empty
         checked.json                    which of them were found whole
 
 A folder belongs to one version of JAX and Python and one kind of processor, since a program that was compiled for

@@ -195,23 +195,28 @@ def entries(folder):
 
 
 @pytest.fixture(scope="module")
-def cold(tmp_path_factory):
-    """(the record of a run that found nothing, the folder that it left, how many programs it put there)."""
-    folder = tmp_path_factory.mktemp("cold")
-    record, found, made = trained(folder / "run", folder / "programs")
-    before = entries(folder / "programs")
+def first_run(tmp_path_factory):
+    """(the record of a run that found nothing, the folder that it left, a copy of that)."""
+    place = tmp_path_factory.mktemp("first")
+    folder, copy = place / "programs", place / "copy"
+    record, found, made = trained(place / "run", folder)
+    before = entries(folder)
     assert not found and made == len(before) and any(name.startswith("jit_train_step-") for name in before)
-    return record, folder / "programs", made
+    return record, folder, shutil.copytree(folder, copy)
 
 
-def copied(cold, folder):
-    """A copy as old as the original, so that its record of what is whole holds."""
-    return shutil.copytree(cold[1], folder)
+@pytest.fixture
+def cold(first_run):
+    """(the record, the folder as it was left, how many programs are in it). JAX's keys depend on the folder's path."""
+    record, folder, copy = first_run
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    return record, folder, len(entries(folder))
 
 
 def test_from_disk_or_compiled_a_run_has_the_same_bits(cold, tmp_path):
     """The second start reads the step from disk and compiles what is broken there, without a warning."""
-    (record, _, made), folder = cold, copied(cold, tmp_path / "programs")
+    record, folder, made = cold
     before = entries(folder)
     small = sorted((size, name) for name, size in before.items())
     for how, (_, name) in zip(("cut", "flipped", "empty"), small, strict=False):
@@ -223,7 +228,7 @@ def test_from_disk_or_compiled_a_run_has_the_same_bits(cold, tmp_path):
 
 @pytest.mark.full
 def test_a_broken_step_is_compiled_again_to_the_same_bits(cold, tmp_path):
-    (record, _, made), folder = cold, copied(cold, tmp_path / "programs")
+    record, folder, made = cold
     for path in folder.glob(f"*{cache.SUFFIX}"):
         broken(path, "cut" if path.name.startswith("jit_train_step-") else "flipped")
     assert trained(tmp_path / "run", folder) == (record, 0, made)
@@ -232,7 +237,7 @@ def test_a_broken_step_is_compiled_again_to_the_same_bits(cold, tmp_path):
 @pytest.mark.full
 def test_an_entry_that_breaks_after_the_start_is_a_warning(cold, tmp_path):
     """As one that another process is just writing."""
-    (record, _, _), folder = cold, copied(cold, tmp_path / "programs")
+    record, folder, _ = cold
     for path in folder.glob(f"*{cache.SUFFIX}"):
         broken(path, "cut")
     script = TRAIN.replace("    events = []", "    cli.compilation_cache.tidy = lambda folder: None\n    events = []")
@@ -241,15 +246,17 @@ def test_an_entry_that_breaks_after_the_start_is_a_warning(cold, tmp_path):
 
 @pytest.mark.full
 def test_two_at_once_share_a_folder(cold, tmp_path):
-    folder, runs = tmp_path / "programs", [tmp_path / "1", tmp_path / "2"]
+    (record, folder, _), runs = cold, [tmp_path / "1", tmp_path / "2"]
+    names = entries(folder).keys()
+    shutil.rmtree(folder)
     with contextlib.ExitStack() as both:
         env = {cache.VARIABLE: str(folder)}
         arguments = [(TRAIN, 1, *TINY, f"--workdir={run}") for run in runs]
         started = [both.enter_context(processes.started(*each, env=env, devices=1)) for each in arguments]
         ended = [one for each in started for one in each.finish()]
     assert [e.code for e in ended] == [0, 0], ended
-    assert {(run / "metrics.jsonl").read_bytes() for run in runs} == {cold[0]}
-    assert entries(folder).keys() == entries(cold[1]).keys() and all(map(cache._whole, folder.glob(f"*{cache.SUFFIX}")))
+    assert {(run / "metrics.jsonl").read_bytes() for run in runs} == {record}
+    assert entries(folder).keys() == names and all(map(cache._whole, folder.glob(f"*{cache.SUFFIX}")))
 
 
 @pytest.mark.full
