@@ -13,9 +13,9 @@ This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetens
     parameters.safetensors   the averaged parameters
     encode_condition.bin     a condition as the network reads it, once per change
     init_state.bin           a stream that has seen its context
-    advance.bin              up to ``capacity`` steps: (state, frames)
+    advance.bin              up to ``capacity`` steps: (state, frames); what it returns lies where its state lay
 
-where the last three are StableHLO as ``jax.export`` serialises it, for one batch size and one length of context. Their
+where programs are StableHLO as ``jax.export`` serialises it, for one batch size and one length of context. Their
 arguments and results are lists of arrays: pytrees are flattened, and keys of random numbers are their raw uint32. On
 the same device and versions the frames have the bits of ``Pipeline.stream``; of a system on latents they are latents.
 
@@ -26,6 +26,7 @@ JAX promises to read what is at most six months older than itself, or three week
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from causal_diffusion.errors import CheckpointError, UserError
 FORMAT = "causal_diffusion stream 1"
 META = "stream.json"
 PARAMETERS = "parameters.safetensors"
-DONATED = {"advance": 1}  # of each program, the argument whose memory its result takes: the state
 
 
 def read_stream(folder: str | os.PathLike) -> "Programs":
@@ -68,7 +68,9 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
         raise UserError(f"{folder} is for {', '.join(meta['platforms'])} and this device is {platform}: export it with "
                         f"--platforms={wanted}")  # fmt: skip
     params = [jax.device_put(arrays[name]) for name in meta["parameters"]]
-    return Programs(meta, params, {name: _compiled(folder / name, files[name]) for name in files})
+    advances = {f"{name}.bin" for name, _ in meta["advance"]}
+    programs = {name: _compiled(folder / name, data, donate=name in advances) for name, data in files.items()}
+    return Programs(meta, params, programs)
 
 
 def platform_of_device() -> str:
@@ -127,6 +129,7 @@ class Stream:
         self._programs, self._meta = programs, programs.meta
         self._void = 0 if self._meta["context"] else self._meta["pad"]  # frames that the next block lacks
         self._actions = self._held = self._observed = None
+        self._done = 0  # steps
 
     def __iter__(self):
         return self
@@ -150,12 +153,13 @@ class Stream:
             raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
         self._queue(action, observed)
         while blocks > 0:
-            n = min(blocks, meta["capacity"])
+            name, until = self._now()
+            n = min(blocks, meta["capacity"], until - self._done)
             entering = self._entering(n * meta["emit"], 0 if meta["waiting"] else self._void)
             steps = [_by_step(a, n, meta["capacity"]) for a in entering]
-            self._state, (frames,) = self._programs("advance", self._state, self._encoded, steps, [np.int32(n)])
+            self._state, (frames,) = self._programs(name, self._state, self._encoded, steps, [np.int32(n)])
             out.append(np.asarray(frames)[:n])
-            blocks, self._void = blocks - n, 0
+            blocks, self._void, self._done = blocks - n, 0, self._done + n
         out = np.moveaxis(np.concatenate(out), 0, 1)
         return out.reshape(out.shape[0], -1, *meta["frame_shape"])[:, void:]
 
@@ -166,6 +170,12 @@ class Stream:
             self._condition["text_mask"] = None
         self._condition |= given
         self._encoded = self._programs("encode_condition", self._parsed())
+
+    def _now(self):
+        """(the program that advances the stream now, the step before which another one does)."""
+        ahead = [step for _, step in self._meta["advance"] if step > self._done]
+        name = [name for name, step in self._meta["advance"] if step <= self._done][-1]
+        return name, min(ahead, default=math.inf)
 
     def _begin(self, seed, condition, context, context_action, reference, action, observed):
         meta, B = self._meta, self._meta["batch"]
@@ -272,12 +282,12 @@ def _intact(path, digest) -> bytes:
     return data
 
 
-def _compiled(path, data):
+def _compiled(path, data, donate):
     check_flatbuffers()
     try:
         exported = jax.export.deserialize(bytearray(data))
     except ValueError as error:  # of another age
         raise UserError(f"JAX {jax.__version__} does not read {path}: {error}".partition("\n")[0]) from error
     (arguments, _) = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    program = jax.jit(exported.call, donate_argnums=DONATED.get(path.stem, ()))
+    program = jax.jit(exported.call, donate_argnums=1 if donate else ())
     return program.lower(*jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)).compile()

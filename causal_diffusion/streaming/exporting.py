@@ -116,7 +116,7 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     }
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
-        capacity=capacity, pad=recipe.layout.pad, keys=str(jax.random.key_impl(jax.random.key(0))),
+        advance=[("advance", 0)], capacity=capacity, pad=recipe.layout.pad, keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         text=[] if condition.text is None else condition.text.shape[2:],
     )  # fmt: skip
