@@ -24,7 +24,7 @@ from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import Solver
 from causal_diffusion.errors import UserError
-from causal_diffusion.layout import Layout
+from causal_diffusion.layout import Layout, StaticMask
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConfig
 
@@ -77,7 +77,7 @@ class Recipe(NamedTuple):
                 action=jnp.zeros((batch, T, c.action)) if c.action and name != "reference" else None,
                 clean=jnp.zeros((batch, T), bool),
             )
-        return streams, null_condition(c, batch), jnp.asarray(layout.training_mask(frames))
+        return streams, null_condition(c, batch), StaticMask(layout.training_mask(frames))
 
 
 def null_condition(model: TransformerConfig, batch: int, blocks: int = 1, tokens: int = 1) -> Condition:

@@ -9,6 +9,7 @@
 import math
 
 from causal_diffusion.compatibility.refusal import refuse
+from causal_diffusion.nn.attention_backends import check_backend
 from causal_diffusion.parallel.mesh import check_batch
 
 WHAT = {"vae": "an autoencoder", "motion_text": "a model of motions and captions"}
@@ -45,6 +46,14 @@ def check_heads(model, mesh) -> None:
                 f"model.{name} is {size} and mesh.tensor is {tensor}: each device has {what}, "
                 f"mesh.tensor = {math.gcd(model.heads, model.mlp, tensor)} would do"
             )
+
+
+def check_attention(model, platform: str) -> None:
+    """UserError of one line where a transformer's attention does not run on a platform ('cpu', 'gpu', 'tpu')."""
+    try:
+        check_backend(model.backend, platform, model.compute_dtype, model.width // model.heads)
+    except ValueError as error:
+        refuse(str(error))
 
 
 def note(config, mesh) -> str:

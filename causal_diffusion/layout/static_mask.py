@@ -37,6 +37,9 @@ class StaticMask:
         """Some of its rows."""
         return StaticMask(self.array[rows])
 
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.array, dtype, copy=copy)
+
     def __eq__(self, other):
         return isinstance(other, StaticMask) and np.array_equal(self.array, other.array)
 

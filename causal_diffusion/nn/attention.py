@@ -13,8 +13,7 @@ frame, summed over its tokens. Keys and queries are turned to where their frame 
 0. Raw keys are turned along time when they are read, so that their frames can move; before that, a ``Compaction`` may
 drop tokens of them.
 
-Factorised attention asks twice: inside each frame, then from frame to frame along every cell. Both are the same
-backends, mapped over the axis that keeps to itself.
+How it is computed, and what of it, is the business of ``attention_backends``.
 """
 
 import dataclasses
@@ -24,9 +23,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from causal_diffusion.cache import Compaction, compact, load
+from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention_backends import attend
 from causal_diffusion.nn.rope import rotate
 from causal_diffusion.parallel.activations import attended, by_frame
 
@@ -57,68 +59,16 @@ class Segment:
 class Visibility(NamedTuple):
     """Who sees whom, by frame. Columns are [slots of the past | registers | streams], rows the streams.
 
-    mask: bool [T, S] or [B, T, S]; prefix: the same for the prefix attention of factorised blocks, or None;
+    mask: bool [T, S] or [B, T, S], or a StaticMask; prefix: the same for the prefix attention of factorised blocks, or
+    None;
     past_rotary: table that turns the keys of the first slots, None where they need no turning;
     compaction: how the past is compacted before it is read, or None.
     """
 
-    mask: Array
-    prefix: Array | None = None
+    mask: Array | StaticMask
+    prefix: Array | StaticMask | None = None
     past_rotary: Any = None
     compaction: Compaction | None = None
-
-
-def reference(q_BTNHK, keys, values, mask):
-    """Dense masked attention, softmax in float32.
-
-    Args:
-        q_BTNHK: queries, already rotated.
-        keys, values: lists of [B, S, M, H, K], joined along S and M; each may have its own M.
-        mask: bool, [T, sum S] or [B, T, sum S]; every query sees at least one key.
-
-    Returns:
-        [B, T, N, H, K] in q's dtype.
-    """
-    B, T, N, H, K = q_BTNHK.shape
-    mask = jnp.broadcast_to(mask, (B, *mask.shape[-2:]))
-    q_BHQK = (q_BTNHK * K**-0.5).reshape(B, T * N, H, K).swapaxes(1, 2)
-    scores, start = [], 0
-    for k_BSMHK in keys:  # scored apart, so that the cache is not copied to join it with the block's own keys
-        S, M = k_BSMHK.shape[1:3]
-        score = jnp.einsum("BHQK,BSMHK->BHQSM", q_BHQK, k_BSMHK, preferred_element_type=jnp.float32)
-        score = score.reshape(B, H, T, N, S, M)
-        seen = mask[:, None, :, None, start : start + S, None]
-        scores.append(jnp.where(seen, score, -jnp.inf).reshape(B, H, T * N, S * M))
-        start += S
-    weight = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BTNHK.dtype)
-    out, start = 0, 0
-    for v_BSMHK in values:
-        S, M = v_BSMHK.shape[1:3]
-        part = weight[..., start : start + S * M].reshape(B, H, T * N, S, M)
-        out += jnp.einsum("BHQSM,BSMHK->BQHK", part, v_BSMHK)
-        start += S * M
-    return out.reshape(B, T, N, H, K)
-
-
-BACKENDS = {"reference": reference}
-
-
-def within_frames(backend, q_BTNHK, k_BTNHK, v_BTNHK):
-    """Every token sees its own frame."""
-
-    def one(q, k, v):  # mapped instead of folded into the batch: frames may be sharded
-        return backend(q[:, None], [k[:, None]], [v[:, None]], jnp.ones((1, 1), bool))[:, 0]
-
-    return jax.vmap(one, in_axes=1, out_axes=1)(q_BTNHK, k_BTNHK, v_BTNHK)
-
-
-def along_cells(backend, q_BTNHK, keys, values, mask):
-    """Every token sees the tokens of its own cell in the frames that the mask shows; arguments as ``reference``."""
-
-    def one(q, keys, values):
-        return backend(q[:, :, None], [k[:, :, None] for k in keys], [v[:, :, None] for v in values], mask)[:, :, 0]
-
-    return jax.vmap(one, in_axes=2, out_axes=2)(q_BTNHK, keys, values)
 
 
 def dense(features: int, dtype, init="xavier_uniform", **kwargs):
@@ -156,11 +106,15 @@ class Heads(nn.Module):
     qk_norm: str
     dtype: jnp.dtype
     out_init: str = "xavier_uniform"  # 'zeros' where an attention starts as nothing
+    joined: bool = False  # whether the parameters are joined, see ``layers``
 
     def setup(self):
-        self.q = dense(self.width, self.dtype)
-        self.k = dense(self.width, self.dtype)
-        self.v = dense(self.width, self.dtype)
+        if self.joined:
+            self.qkv = dense(3 * self.width, self.dtype)
+        else:
+            self.q = dense(self.width, self.dtype)
+            self.k = dense(self.width, self.dtype)
+            self.v = dense(self.width, self.dtype)
         self.o = dense(self.width, self.dtype, self.out_init)
         if self.qk_norm != "none":
             self.q_norm = RMSNorm()
@@ -169,6 +123,13 @@ class Heads(nn.Module):
     def split(self, x):
         """[..., D] -> [..., H, K]."""
         return x.reshape(*x.shape[:-1], self.heads, -1)
+
+    def project(self, x):
+        """Normed queries, normed keys, and values of the same tokens, each [..., D] -> [..., H, K]."""
+        if not self.joined:
+            return self.queries(x), *self.keys_values(x)
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        return self._normed(q, "q"), self._normed(k, "k"), self.split(v)
 
     def queries(self, x):
         """Normed queries, [..., D] -> [..., H, K]."""
@@ -193,7 +154,7 @@ class Heads(nn.Module):
 class SelfAttention(Heads):
     """Attention among the tokens of all segments and the slots of the past."""
 
-    backend: str = "reference"
+    backend: str = "auto"  # a name of attention_backends
 
     def __call__(
         self,
@@ -219,13 +180,11 @@ class SelfAttention(Heads):
             where there are no fine ones; with ``Segment.queries`` (k, v, q), q float32 [B, T, 1, H, K]. With a
             compaction it is the pair of that and the compacted past.
         """
-        backend = BACKENDS[self.backend]
         heads = [coarse if segment.form == "coarse" else self for segment in segments]
         form = "fine" if any(segment.form == "fine" for segment in segments) else "coarse"
         queries, keys, values, kept, noisy = [], [], [], [], 0
         for own, x, segment in zip(heads, xs, segments, strict=True):
-            raw_q = own.queries(x)
-            raw_k, v = own.keys_values(x)
+            raw_q, raw_k, v = own.project(x)
             q, k = rotate(raw_q, segment.rotary), rotate(raw_k, segment.rotary)
             queries.append(q)
             keys.append(k)
@@ -247,10 +206,11 @@ class SelfAttention(Heads):
         for own, q, segment in zip(heads, queries, segments, strict=True):
             T = q.shape[1]
             if segment.form == "registers":
-                out = backend(q, all_keys[own_keys], all_values[own_keys], jnp.eye(T, dtype=bool))
+                out = attend(self.backend, q, all_keys[own_keys], all_values[own_keys], StaticMask(np.eye(T)))
             else:
-                mask = visibility.mask[..., start : start + T, :]
-                out = backend(q, all_keys, all_values, mask)
+                mask, here = visibility.mask, slice(start, start + T)
+                mask = mask[here] if isinstance(mask, StaticMask) else mask[..., here, :]
+                out = attend(self.backend, q, all_keys, all_values, mask)
                 start += T
             outs.append(own.merge(by_frame(out)))
         kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))

@@ -60,6 +60,7 @@ class BlockBase(nn.Module):
     """Modulation, cross-attention and feed-forward of every block."""
 
     config: TransformerConfig
+    joined: bool = False  # whether the parameters are joined, see ``layers``
 
     def modulate(self, modulation, segment: Segment) -> list:
         """(shift, scale, gate) of each modulated half, [B, T, 1, D] each, or numbers where nothing is modulated."""
@@ -113,9 +114,10 @@ class Block(BlockBase):
     def setup(self):
         c, dtype = self.config, self.config.compute_dtype
         self.shared_setup(6)
-        self.attention = SelfAttention(c.heads, c.width, c.qk_norm, dtype, backend=c.backend)
+        sizes = (c.heads, c.width, c.qk_norm, dtype)
+        self.attention = SelfAttention(*sizes, joined=self.joined, backend=c.backend)
         if c.coarse:
-            self.coarse_attention = Heads(c.heads, c.width, c.qk_norm, dtype)
+            self.coarse_attention = Heads(*sizes, joined=self.joined)
 
     def __call__(self, xs, segments, visibility: Visibility, text=None, text_mask=None, past=None):
         """Returns (xs, kv), kv as ``SelfAttention`` returns it.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from causal_diffusion.nn.attention import BACKENDS
+from causal_diffusion.nn.attention_backends import NAMES
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.remat import POLICIES
 from causal_diffusion.nn.rope import axis_widths
@@ -45,7 +45,7 @@ class TransformerConfig:
     text_layers: int = 1  # Linear layers that embed them, 1 or 2
     layers: str = "unrolled"  # or 'scan': shorter compilation for deep models
     remat: str = "none"  # what the backward pass keeps of a block, a key of remat.POLICIES
-    backend: str = "reference"  # attention, a key of attention.BACKENDS
+    backend: str = "auto"  # how attention is computed, see attention_backends
     dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class TransformerConfig:
             "text_layers": (1, 2),
             "layers": ("unrolled", "scan"),
             "remat": tuple(POLICIES),
-            "backend": tuple(BACKENDS),
+            "backend": NAMES,
             "dtype": ("auto", "float32", "bfloat16"),
         }
         for name, allowed in choices.items():

@@ -36,8 +36,11 @@ the embedding, of space and of time. (Ca2-VDM adds those of time to the input of
 """
 
 import jax.numpy as jnp
+import numpy as np
 
-from causal_diffusion.nn.attention import BACKENDS, Heads, Visibility, along_cells, dense, slots, within_frames
+from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention import Heads, Visibility, dense, slots
+from causal_diffusion.nn.attention_backends import along_cells, attend, within_frames
 from causal_diffusion.nn.block import BlockBase
 from causal_diffusion.nn.rope import rotate
 from causal_diffusion.parallel.activations import attended, by_frame
@@ -57,11 +60,11 @@ class FactorisedBlock(BlockBase):
         c, dtype = self.config, self.config.compute_dtype
         self.shared_setup(c.modulations if self.sees_time else 6)
         sizes = (c.heads, c.width, c.qk_norm, dtype)
-        self.space_attention = Heads(*sizes)
+        self.space_attention = Heads(*sizes, joined=self.joined)
         if c.prefix:
-            self.prefix_attention = Heads(*sizes, out_init="zeros")
+            self.prefix_attention = Heads(*sizes, out_init="zeros", joined=self.joined)
         if self.sees_time:
-            self.time_attention = Heads(*sizes)
+            self.time_attention = Heads(*sizes, joined=self.joined)
             if c.axial_mlp:
                 self.time_mlp_in = dense(c.mlp, dtype)
                 self.time_mlp_out = dense(c.width, dtype)
@@ -76,16 +79,16 @@ class FactorisedBlock(BlockBase):
         attention knows space alone: its keys are the same raw or not.
         """
         (x,), (segment,) = xs, segments
-        c, dtype, backend = self.config, self.config.compute_dtype, BACKENDS[self.config.backend]
+        c, dtype = self.config, self.config.compute_dtype
         space = None if segment.rotary is None else segment.rotary[0]
         halves = self.modulate(self.modulation, segment)
         shift, scale, gate = halves[0]
 
         h = self.normed(x, shift, scale)
         heads = self.space_attention
-        q, (k, v) = heads.queries(h), heads.keys_values(h)
+        q, k, v = heads.project(h)
         q, k, v = (by_frame(each) for each in (rotate(q, space), rotate(k, space), v))
-        x = self.gated(x, gate, heads.merge(within_frames(backend, q, k, v)))
+        x = self.gated(x, gate, heads.merge(within_frames(c.backend, q, k, v)))
 
         kv, prefix_kv = (), ()
         if c.prefix:
@@ -117,24 +120,27 @@ class FactorisedBlock(BlockBase):
     def _see_past(self, h, segment, visibility, past):
         """Attention along time: (out, (k, v))."""
         heads = self.time_attention
-        q, (raw_k, v) = heads.queries(h), heads.keys_values(h)
+        q, raw_k, v = heads.project(h)
         rotary = None if segment.rotary is None else segment.rotary[1]
         q, k = rotate(q, rotary), rotate(raw_k, rotary)
         past_k, past_v = slots(past, visibility.past_rotary, k.dtype)
         (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
-        out = by_frame(along_cells(BACKENDS[self.config.backend], q, keys, values, visibility.mask))
+        out = by_frame(along_cells(self.config.backend, q, keys, values, visibility.mask))
         return heads.merge(out), (k if segment.stored is None else rotate(raw_k, segment.stored[1]), v)
 
     def _see_prefix(self, x, rotary, mask, past):
         """Attention to all tokens of the frames that ``mask`` shows, of the own frame where it shows none."""
         heads = self.prefix_attention
         h = x.astype(self.config.compute_dtype)
-        q, (k, v) = heads.queries(h), heads.keys_values(h)
+        q, k, v = heads.project(h)
         q, k = rotate(q, rotary), rotate(k, rotary)
         past_k, past_v = slots(past, None, k.dtype)
         T, W = x.shape[1], past[0].shape[1] if past else 0
-        seen = jnp.eye(T, W + T, k=W, dtype=bool)
-        if mask is not None:
-            seen = mask | (seen & ~jnp.any(mask, axis=-1, keepdims=True))
+        own = np.eye(T, W + T, k=W, dtype=bool)
+        seen = StaticMask(own)
+        if isinstance(mask, StaticMask):
+            seen = StaticMask(mask.array | (own & ~mask.array.any(axis=-1, keepdims=True)))
+        elif mask is not None:
+            seen = mask | (own & ~jnp.any(mask, axis=-1, keepdims=True))
         (q,), keys, values = attended([q], [*past_k, k], [*past_v, v])
-        return heads.merge(by_frame(BACKENDS[self.config.backend](q, keys, values, seen))), (k, v)
+        return heads.merge(by_frame(attend(self.config.backend, q, keys, values, seen))), (k, v)

@@ -15,8 +15,7 @@ What is remembered of the past goes in as ``past`` and comes out as ``kv``. Keys
 stands, or, *raw*, turned as if it stood at time 0, that is by space alone. Raw keys are turned along time when they
 are read (``past_frame``), so their frames may appear to stand anywhere; coarse keys never move and are never raw.
 
-Parameters have one canonical form, ``block_0`` ... ``block_{L-1}``. A model with ``layers='scan'`` holds them
-stacked under ``blocks``; ``stack_layers`` and ``unstack_layers`` go between the two.
+Parameters have one canonical form, see ``layers``.
 """
 
 import dataclasses
@@ -28,8 +27,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from causal_diffusion.cache import Compaction
+from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn import rope
 from causal_diffusion.nn.attention import Segment, Visibility, dense
 from causal_diffusion.nn.block import Block, Modulation, norm
@@ -90,6 +91,7 @@ class Transformer(nn.Module):
     """Predicts, for every frame of every stream, what the process asks for."""
 
     config: TransformerConfig
+    joined: bool = False  # whether the parameters are joined, see ``layers``
 
     def setup(self):
         c, dtype = self.config, self.config.compute_dtype
@@ -119,9 +121,9 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 length=c.depth,
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            )(c)
+            )(c, self.joined)
         else:
-            self.block = [block(c, **layer(i)) for i in range(c.depth)]
+            self.block = [block(c, self.joined, **layer(i)) for i in range(c.depth)]
         outputs = math.prod(c.patch) * c.channels * c.outputs
         if c.head == "diffusion":
             self.query = self.param("query", nn.initializers.normal(0.02), (c.width,), jnp.float32)
@@ -150,7 +152,8 @@ class Transformer(nn.Module):
         Args:
             streams: name -> Stream, concatenated along frames in this order. All have the same spatial size.
             condition: for the whole sample (F = 1), or per block (then there is one stream).
-            mask: bool by frame, [T, W + T] or [B, T, W + T], over [fine slots | coarse slots | streams].
+            mask: by frame over [fine slots | coarse slots | streams]: bool [T, W + T] or [B, T, W + T], or, where it is
+                known before anything runs, a StaticMask, for which attention computes only what is seen.
             past: per layer what ``kv`` is of the slots, each [B, W, N, H, K], arrays or ``cache.Int8``; with coarse
                 slots (k, v, coarse k, coarse v), or (coarse k, coarse v) where there are no fine ones. None: no past.
             past_frame: int32 [B, W], or [B, W, N] by token: where in time the keys of the fine slots, which are raw,
@@ -194,7 +197,8 @@ class Transformer(nn.Module):
             if stream.action is not None:
                 chex.assert_shape(stream.action, (B, T, c.action))
         if order is not None:
-            mask, prefix_mask, condition = order.mask(mask), order.mask(prefix_mask), _in_order(condition, order)
+            mask, prefix_mask = _mask_in_order(mask, order), _mask_in_order(prefix_mask, order)
+            condition = _in_order(condition, order)
         xs, segments, runs, frames = self._segments(streams, condition, raw, queries, order)
         past_rotary = None
         if past_frame is not None and c.positions != "additive":
@@ -279,11 +283,14 @@ class Transformer(nn.Module):
         F = tokens.shape[1]
         tokens = jnp.broadcast_to(tokens, (B, *tokens.shape[1:])).astype(c.compute_dtype)
         T = sum(x.shape[1] for x in xs)
-        shown = jnp.repeat(jnp.eye(F, dtype=bool), T // F, axis=0)
+        shown = np.repeat(np.eye(F, dtype=bool), T // F, axis=0)
         mask = visibility.mask
         W = mask.shape[-1] - T
-        shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
-        mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
+        if isinstance(mask, StaticMask):
+            mask = StaticMask(np.concatenate([mask.array[:, :W], shown, mask.array[:, W:]], axis=1))
+        else:
+            shown = jnp.broadcast_to(shown, (*mask.shape[:-1], F))
+            mask = jnp.concatenate([mask[..., :W], shown, mask[..., W:]], axis=-1)
         return (tokens, *xs), (Segment("registers"), *segments), visibility._replace(mask=mask)
 
     def _head(self, x, e, clean, run, order):
@@ -370,6 +377,11 @@ def _join(parts):
     return jnp.concatenate(parts, axis=1)
 
 
+def _mask_in_order(mask, order: Order):
+    """A mask of frames in another order."""
+    return StaticMask(order.mask(mask.array)) if isinstance(mask, StaticMask) else order.mask(mask)
+
+
 def _in_order(condition: EncodedCondition, order: Order) -> EncodedCondition:
     """A mask of text by block, as frames in another order see it."""
     if condition.keys is None:
@@ -380,21 +392,3 @@ def _in_order(condition: EncodedCondition, order: Order) -> EncodedCondition:
     if mask is None or mask.shape[1] == 1:
         return condition
     return dataclasses.replace(condition, mask=order.take(jnp.repeat(mask, len(order.back) // mask.shape[1], axis=1)))
-
-
-def unstack_layers(params: dict) -> dict:
-    """Parameters of layers='scan' -> the canonical form, one ``block_i`` per layer. Canonical ones pass through."""
-    if "blocks" not in params:
-        return params
-    rest = {name: value for name, value in params.items() if name != "blocks"}
-    depth = jax.tree.leaves(params["blocks"])[0].shape[0]
-    return rest | {f"block_{i}": jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(depth)}
-
-
-def stack_layers(params: dict) -> dict:
-    """Canonical parameters -> those of layers='scan'."""
-    if "blocks" in params:
-        return params
-    names = sorted((name for name in params if name.startswith("block_")), key=lambda name: int(name[6:]))
-    rest = {name: value for name, value in params.items() if name not in names}
-    return rest | {"blocks": jax.tree.map(lambda *p: jnp.stack(p), *(params[name] for name in names))}

@@ -51,6 +51,14 @@ def spec_of(shape, names, mesh) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
+def parts(shape, *names: str | None) -> int:
+    """Into how many parts `constrain` would cut an array of a shape."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axes in spec_of(shape, names, mesh) if axes for axis in axes)
+
+
 def tokens(x):
     """Tokens [B, T, N, D], or what there is of each frame, [B, T, ...]: whole frames are split over `context`."""
     return constrain(x, "batch", "frames")
@@ -63,12 +71,17 @@ def attended(queries, keys, values):
     the heads, in one exchange of all with all (DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509); then every
     device has as much to do as the others. Else it keeps its queries, and gathers all keys and values.
     """
-    shards, heads = mesh_axis("context"), queries[0].shape[3]
     asking, seen = ("batch", "frames", None, "heads"), ("batch", None, None, "heads")
-    if shards > 1 and heads % (shards * mesh_axis("tensor")) == 0:
+    if mesh_axis("context") > 1 and not frames_stay_split(queries[0].shape[3]):
         asking = seen = ("batch", None, None, "all heads")
     return tuple([constrain(x, *place) for x in xs]
                  for xs, place in ((queries, asking), (keys, seen), (values, seen)))
+
+
+def frames_stay_split(heads: int) -> bool:
+    """Whether queries of ``heads`` heads are split over ``context`` by frame while they attend; see ``attended``."""
+    shards = mesh_axis("context")
+    return shards > 1 and heads % (shards * mesh_axis("tensor")) != 0
 
 
 def by_frame(x):

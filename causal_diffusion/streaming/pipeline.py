@@ -16,9 +16,9 @@ from causal_diffusion.checkpoint import beside, folder_of, load_tree, read_ema, 
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.motion.body import Body
+from causal_diffusion.nn.layers import unstack_layers
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
-from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.recipe import build, null_condition
 from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime

@@ -12,7 +12,7 @@ import logging
 
 import jax
 
-from causal_diffusion.compatibility.mesh import check_heads
+from causal_diffusion.compatibility.mesh import check_attention, check_heads
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.parallel.activations import constrain, spec_of
 from causal_diffusion.parallel.mesh import BATCH_AXES, MeshConfig, batch_parts, make_mesh, replicated
@@ -22,9 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def as_mesh(mesh, model):
-    """A mesh, a MeshConfig or None -> a mesh or None; UserError where the heads of ``model`` do not divide."""
+    """A mesh, a MeshConfig or None -> a mesh or None.
+
+    UserError where the heads of ``model`` do not divide, or its attention does not run there.
+    """
     if isinstance(mesh, MeshConfig):
         mesh = make_mesh(mesh)
+    check_attention(model, jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
     if mesh is not None:
         check_heads(model, mesh)
     return mesh

@@ -8,7 +8,7 @@ import jax
 from causal_diffusion.checkpoint import Checkpoints, read_meta
 from causal_diffusion.config import freeze
 from causal_diffusion.errors import CheckpointError
-from causal_diffusion.nn.transformer import stack_layers, unstack_layers
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
 from causal_diffusion.recipe import Recipe, build
 from causal_diffusion.training.state import TrainState
 

@@ -28,8 +28,8 @@ from causal_diffusion.data.composed import composed
 from causal_diffusion.data.latents import check_made_by
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion_text import MotionTextRecipe, build_motion_text, features_of, load_motion_text
+from causal_diffusion.nn.layers import unstack_layers
 from causal_diffusion.nn.perceptual import lpips_weights
-from causal_diffusion.nn.transformer import unstack_layers
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.parallel.distributed import barrier, is_writer
 from causal_diffusion.parallel.mesh import batch_sharding, replicated

@@ -9,7 +9,7 @@ import optax
 
 from causal_diffusion.autoencoder import AutoencoderRecipe
 from causal_diffusion.compatibility.autoencoder import clip_shapes
-from causal_diffusion.compatibility.mesh import check_mesh
+from causal_diffusion.compatibility.mesh import check_attention, check_mesh
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion_text import MotionTextRecipe
@@ -124,8 +124,11 @@ def lower_step(recipe, mesh, spec: dict | None = None, *frozen, platforms=None):
     if text and not recipe.config.model.vocabulary and spec["text"].shape[-1] != text:
         raise UserError(f"model.text is {text} and the clips have tokens of width {spec['text'].shape[-1]}: "
                         "they must be equal")
+    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
     if isinstance(recipe, Recipe):
         check_memories(recipe.model.config.remat, mesh)
+        for platform in platforms or ([] if abstract else [mesh.devices.flat[0].platform]):
+            check_attention(recipe.model.config, platform)
     shapes, shardings = abstract_state(recipe, mesh)
     spec = batch_spec(spec, config.batch)
     rows = batch_sharding(mesh)
@@ -135,7 +138,6 @@ def lower_step(recipe, mesh, spec: dict | None = None, *frozen, platforms=None):
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    abstract = isinstance(mesh, jax.sharding.AbstractMesh)
     with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
         return step.trace(shapes, spec, *frozen).lower(lowering_platforms=platforms)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from causal_diffusion.nn.attention import reference, within_frames
-from causal_diffusion.nn.transformer import Transformer, stack_layers, unstack_layers
+from causal_diffusion.nn.attention_backends import BACKENDS, within_frames
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
+from causal_diffusion.nn.transformer import Transformer
 
 CAUSAL = np.tril(np.ones((4, 4), bool))
 PLAIN = dict(attention="factorised", classes=0, text=0, space=(2, 2), patch=(1, 1, 2))
@@ -113,8 +114,8 @@ def test_blocks_equal_brute_force_under_masks_by_token(assembled, form):
 def test_attention_inside_a_frame_is_dense_attention_under_the_unit_mask():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 3, 4, 2, 6)).astype(np.float32)
-    dense = reference(q, [k], [v], np.eye(3, dtype=bool))
-    np.testing.assert_allclose(within_frames(reference, q, k, v), dense, atol=1e-6)
+    dense = BACKENDS["reference"](q, [k], [v], np.eye(3, dtype=bool))
+    np.testing.assert_allclose(within_frames("reference", q, k, v), dense, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", SOME)

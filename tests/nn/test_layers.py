@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout
-from causal_diffusion.nn.transformer import Transformer, TransformerConfig, stack_layers, unstack_layers
+from causal_diffusion.nn.layers import join_projections, stack_layers, unstack_layers
+from causal_diffusion.nn.transformer import Transformer, TransformerConfig
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,26 @@ def test_more_than_ten_layers_keep_their_order():
     stacked = stack_layers(params)
     np.testing.assert_array_equal(stacked["blocks"]["w"][:, 0], np.arange(12))
     assert {int(unstack_layers(stacked)[f"block_{i}"]["w"][0]) == i for i in range(12)} == {True}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(),
+        dict(coarse=2, registers=2, qk_norm="head"),
+        dict(attention="factorised", prefix=2, mask_channel=True, axial_mlp=True, qk_norm="none"),
+    ],
+    ids=["joint", "coarse", "factorised"],
+)
+def test_joined_projections_are_the_same_network(tiny, sizes):
+    """Of every attention but the one to the condition, q, k and v become one product; outputs and keys stay."""
+    kind = "frame_causal"
+    made = tiny(Layout(kind, coarse=2 if "coarse" in sizes else 0), frames=4, **sizes)
+    joined, params = Transformer(made.model.config, joined=True), join_projections(made.params)
+    given = (made.streams, made.condition, made.mask)
+    shapes = jax.eval_shape(lambda: joined.init(jax.random.key(0), *given))["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, join_projections(params), params))
+    out, kv = jax.jit(joined.apply)({"params": params}, *given)
+    for new, old in zip(jax.tree.leaves((out, kv)), jax.tree.leaves(made.forward()), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from causal_diffusion.cache import EMPTY, Slots, compact, load, plan_compaction, store
+from causal_diffusion.nn.layers import stack_layers
 from causal_diffusion.nn.rope import rotate, turn
-from causal_diffusion.nn.transformer import Transformer, stack_layers
+from causal_diffusion.nn.transformer import Transformer
 
 CAUSAL = np.tril(np.ones((4, 4), bool))
 SIZES = dict(text=0, action=0, classes=0, space=(4, 4), patch=(1, 2, 2))

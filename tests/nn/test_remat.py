@@ -10,8 +10,9 @@ import pytest
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.layout import Layout
+from causal_diffusion.nn.layers import stack_layers
 from causal_diffusion.nn.remat import POLICIES, check_memories
-from causal_diffusion.nn.transformer import Transformer, TransformerConfig, stack_layers
+from causal_diffusion.nn.transformer import Transformer, TransformerConfig
 from causal_diffusion.parallel.mesh import make_mesh
 
 LADDER = ["none", "dots", "dots_no_batch", "attention_mlp", "attention", "mlp", "full"]  # keep less and less

@@ -166,7 +166,7 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
         (dict(head="big"), "model.head is 'big'; it is one of linear, table, none, diffusion"),
         (dict(text_layers=3), "model.text_layers is 3; it is one of 1, 2"),
         (dict(layers="loop"), "model.layers is 'loop'; it is one of unrolled, scan"),
-        (dict(backend="flash"), "model.backend is 'flash'; it is one of reference"),
+        (dict(backend="flash"), "model.backend is 'flash'; it is one of auto, reference, blockwise, cudnn, splash"),
         (dict(dtype="float16"), "model.dtype is 'float16'; it is one of auto, float32, bfloat16"),
         (dict(remat="some"), f"model.remat is 'some'; it is one of {', '.join(POLICIES)}"),
         (dict(patch=()), "model.patch is (): one entry for time and up to two for space, each >= 1"),

@@ -10,7 +10,7 @@ import pytest
 
 from causal_diffusion.autoencoder import build_autoencoder
 from causal_diffusion.config import freeze
-from causal_diffusion.nn.transformer import stack_layers, unstack_layers
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, global_batch, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build
@@ -44,6 +44,7 @@ VARIANTS = {
                            "cache.ahead_step": 2},
     "copies": {"layout.copies": 2, "model.modulate_clean": False, "model.modulation": "table"},
     "captions by block": {"model.text": 6, "data.frames": 8, "train.own_past": (0.0, 1.0)},
+    "blockwise attention": {"model.backend": "blockwise"},
     "a head per token": {"model.head": "diffusion", "model.head_width": 8, "model.head_depth": 1},
 }  # fmt: skip
 
@@ -207,6 +208,11 @@ def test_heads_that_do_not_divide_stay():
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_gradients_of_other_systems(name):
     assert_same(on((1, 2, 2, 2), name).gradients(), alone(name).gradients())
+
+
+@pytest.mark.full
+def test_backends_have_the_same_gradients():
+    assert_same(alone("blockwise attention").gradients(), alone().gradients())
 
 
 ACROSS = [(2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2)]

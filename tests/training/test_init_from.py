@@ -9,7 +9,7 @@ import pytest
 from causal_diffusion.checkpoint import Checkpoints
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import CheckpointError
-from causal_diffusion.nn.transformer import stack_layers, unstack_layers
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.recipe import build
 from causal_diffusion.training.init_from import init_from

@@ -17,7 +17,7 @@ from causal_diffusion.checkpoint import Checkpoints
 from causal_diffusion.config import to_json
 from causal_diffusion.data.array_source import ArraySource
 from causal_diffusion.errors import CheckpointError, UserError
-from causal_diffusion.nn.transformer import unstack_layers
+from causal_diffusion.nn.layers import unstack_layers
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.training import evaluate, loop

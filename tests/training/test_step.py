@@ -12,7 +12,8 @@ import pytest
 
 from causal_diffusion.config import freeze
 from causal_diffusion.errors import UserError
-from causal_diffusion.nn.transformer import TransformerConfig, stack_layers, unstack_layers
+from causal_diffusion.nn.layers import stack_layers, unstack_layers
+from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, global_batch, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.recipe import build

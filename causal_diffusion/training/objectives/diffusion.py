@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from causal_diffusion.layout import CLEAN, Ids
+from causal_diffusion.layout import CLEAN, Ids, StaticMask
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
 from causal_diffusion.parallel.activations import mesh_axis
@@ -184,7 +184,7 @@ def _masks(recipe, context, scored, t):
     layout, prefix = recipe.layout, recipe.model.config.prefix
     streams = layout.training_ids(recipe.frames)
     if not (layout.by_role or layout.ranges or prefix):
-        return jnp.asarray(layout.training_mask(recipe.frames)), None
+        return StaticMask(layout.training_mask(recipe.frames)), None
     noisy = streams["noisy"]
     role, frame = jnp.where(context, CLEAN, noisy.role), noisy.frame
     if layout.kind == "bidirectional_window":  # what is not yet in flight is absent; it keeps its place in time

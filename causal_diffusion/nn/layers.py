@@ -1,0 +1,39 @@
+"""The forms of a transformer's parameters.
+
+canonical   ``block_0`` ... ``block_{L-1}``, and q, k and v of an attention each by itself: what is on disk
+stacked     all layers under ``blocks``, each leaf with an axis of L in front: a model with ``layers='scan'``
+joined      as canonical, q, k and v of an attention side by side under ``qkv``: one product instead of three, which is
+            faster where a pass has few tokens, so what streams run
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def unstack_layers(params: dict) -> dict:
+    """Parameters of layers='scan' -> the canonical form, one ``block_i`` per layer. Canonical ones pass through."""
+    if "blocks" not in params:
+        return params
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    depth = jax.tree.leaves(params["blocks"])[0].shape[0]
+    return rest | {f"block_{i}": jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(depth)}
+
+
+def stack_layers(params: dict) -> dict:
+    """Canonical parameters -> those of layers='scan'."""
+    if "blocks" in params:
+        return params
+    names = sorted((name for name in params if name.startswith("block_")), key=lambda name: int(name[6:]))
+    rest = {name: value for name, value in params.items() if name not in names}
+    return rest | {"blocks": jax.tree.map(lambda *p: jnp.stack(p), *(params[name] for name in names))}
+
+
+def join_projections(params: dict) -> dict:
+    """Canonical parameters -> those of a joined model. Joined ones pass through; cross-attention stays as it is."""
+    if not isinstance(params, dict):
+        return params
+    out = {name: value if name == "cross_attention" else join_projections(value) for name, value in params.items()}
+    if not {"q", "k", "v"} <= params.keys():
+        return out
+    parts = [out.pop(name) for name in "qkv"]
+    return out | {"qkv": jax.tree.map(lambda *each: jnp.concatenate(each, axis=-1), *parts)}
