@@ -29,6 +29,7 @@ in vain. So they use a cache only where the variable names a folder, which all o
 
 import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 OFF = ("", "off")
 LIMIT = 4 * 2**30  # bytes, of all of the user's folders together
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  # such data begin with it
 SUFFIX = "-cache"  # of JAX's entries
 CHECKED = "checked.json"
 EAGER = {  # every program is worth keeping: reading the smallest one takes a tenth of compiling it
@@ -124,30 +126,23 @@ def shrink(parent: Path, limit: int) -> None:
 
 def _whole(path: Path) -> bool:
     data = path.read_bytes()
+    unpack, broken = zlib.decompress, zlib.error
+    if data[:4] == ZSTANDARD:
+        module = _zstandard()
+        unpack, broken = module.decompress, module.ZstdError
     try:
-        if data[:4] == b"\x28\xb5\x2f\xfd":
-            return _zstandard_whole(data)
-        zlib.decompress(data)
-    except zlib.error:
+        unpack(data)
+    except broken:
         return False
     return True
 
 
-def _zstandard_whole(data: bytes) -> bool:
-    """JAX only writes such an entry where one of these is there, the first from Python 3.14 on."""
+def _zstandard():
+    """Python's own module, from 3.14 on, or the package: JAX writes such entries only where one of them is."""
     try:
-        from compression import zstd
-
-        decompress, error = zstd.decompress, zstd.ZstdError
+        return importlib.import_module("compression.zstd")
     except ModuleNotFoundError:
-        import zstandard
-
-        decompress, error = zstandard.ZstdDecompressor().decompress, zstandard.ZstdError
-    try:
-        decompress(data)
-    except error:
-        return False
-    return True
+        return importlib.import_module("zstandard")
 
 
 def _own_folder() -> Path:

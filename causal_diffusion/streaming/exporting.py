@@ -73,6 +73,8 @@ def _check(pipeline, batch, context, platforms):
     if context < 0 or (context and (low := pipeline.recipe.layout.whole(context)) != context):
         block, would = pipeline.recipe.layout.block, max(0, low) if context > 0 else 0
         raise UserError(f"context is {context} and a block has {block} frames: whole blocks, {would} would do")
+    if pipeline.config.model.backend == "cudnn":
+        raise UserError("model.backend is 'cudnn', whose kernels JAX does not export: model.backend = 'auto' would do")
     if unknown := set(platforms) - set(PLATFORMS):
         raise UserError(f"platforms has {min(unknown)!r}; there are {', '.join(PLATFORMS)}")
 
@@ -116,7 +118,8 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     }
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
-        advance=[("advance", 0)], capacity=capacity, pad=recipe.layout.pad, keys=str(jax.random.key_impl(jax.random.key(0))),
+        advance=[("advance", 0)], capacity=capacity, pad=recipe.layout.pad,
+        keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         text=[] if condition.text is None else condition.text.shape[2:],
     )  # fmt: skip
