@@ -1,6 +1,5 @@
 """Streams from a folder that ``python -m causal_diffusion.export --stream`` wrote: without the model's code.
 
-    import numpy as np
     from causal_diffusion.exported import read_stream
 
     programs = read_stream("quickstart_stream")          # compiles; nothing compiles afterwards
@@ -21,6 +20,7 @@ the same device and versions the frames have the bits of ``Pipeline.stream``; of
 
 JAX promises to read what is at most six months older than itself, or three weeks newer
 (docs.jax.dev, "Exporting and serializing", compatibility guarantees). ``stream.json`` names the version that wrote it.
+Matrices are multiplied in the dtype that ``model.dtype`` means on the machine that exports.
 """
 
 import hashlib
