@@ -43,12 +43,15 @@ CASES = {
         "teacher forcing's attention, value and gradient, against our dense one and PyTorch's", "cpu.attention:run",
         ("torch",), 12,
     ),
+    "cpu_attention_rule": Case(
+        "what model.backend = 'auto' chooses around the sizes at which it changes its mind", "cpu.attention:rule", (), 8
+    ),
     "cpu_train_step": Case(
         "a training step of teacher forcing against PyTorch with a dense mask and our dense one", "cpu.training:run",
         ("torch",), 12,
     ),
     "cpu_cache_vs_recompute": Case(
-        "a cache against recomputing 16, 32 and 64 frames, by us and by diffusers' Wan; time per frame over 2,000 blocks",
+        "a cache against recomputing 16, 32, 64 frames, ours and diffusers' Wan; time per frame in a long stream",
         "cpu.recompute:run", ("torch", "diffusers"), 7,
     ),
     "cpu_compile_budget": Case(
@@ -117,5 +120,6 @@ def run(name: str, pairs: int | None = None, size: str = "full") -> dict:
 def listing() -> str:
     """A line a case, and a line a script."""
     wide = max(map(len, CASES))
-    lines = [f"{name:<{wide}}  {case.what} (needs {', '.join(case.needs) or 'nothing'})" for name, case in CASES.items()]
+    needs = {name: ", ".join(case.needs) or "nothing" for name, case in CASES.items()}
+    lines = [f"{name:<{wide}}  {case.what} (needs {needs[name]})" for name, case in CASES.items()]
     return "\n".join([*lines, *(f"python benchmarks/{name}: {what}" for name, what in SCRIPTS.items())])

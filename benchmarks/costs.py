@@ -1,37 +1,45 @@
-"""Floating-point operations of what is timed, and what the hardware would need for them at best.
+"""Operations of what is timed, and what the hardware needs for them at least (``causal_diffusion.cost``).
 
-The achievable rate is 0.8 of a device's peak for dense bfloat16 products: 790 of 989.5 TFLOP/s on an H100 or H200.
+A limit goes by the rates that large products and plain copies reach in practice, where they are known: 790 TFLOP/s and
+4.3 TB/s on an H200.
 """
 
 import jax
 
-from causal_diffusion import cost
-from causal_diffusion.cost.peaks import PEAKS
+try:
+    from causal_diffusion import cost
+    from causal_diffusion.cost import peaks
+except ImportError:  # a checkout without the counter: operations and limits are not told
+    cost = peaks = None
 
-ACHIEVABLE = 0.8
 
-
-def stream_flops(recipe, batch: int = 1) -> float:
+def stream_cost(recipe, batch: int = 1):
     """Of one step of a stream once its ring is full: all denoising passes and the commit."""
-    return cost.step_cost(recipe, batch).flops
+    return cost and cost.step_cost(recipe, batch)
 
 
-def training_flops(recipe) -> float:
+def training_cost(recipe):
     """Of one training step, forward and backward, on visible attention."""
-    return cost.training_cost(recipe).flops
+    return cost and cost.training_cost(recipe)
 
 
-def decode_flops(vae, latents_shape) -> float:
-    """Of decoding a block of latents."""
-    return cost.vae_decode_cost(vae, latents_shape).flops
+def decode_cost(vae, latents_shape):
+    """Of decoding a block of latents [B, T, *space, C]."""
+    return cost and cost.vae_decode_cost(vae, latents_shape)
 
 
-def peak() -> float | None:
-    """FLOP/s of this device in bfloat16 as its maker states it; None where it is not known, as of processors."""
-    known = PEAKS.get(jax.devices()[0].device_kind)
-    return known and known.bf16
+def least_seconds(*costs) -> float | None:
+    """What this device needs for all of them in bfloat16 at least; None where its rates are not known."""
+    rates = peaks and peaks.rates(jax.devices()[0].device_kind, "bfloat16", reached=True)
+    return sum(each.seconds(rates) for each in costs) if rates else None
 
 
-def seconds(flops: float) -> float | None:
-    """What this device needs at least at the achievable rate; None where its peak is not known."""
-    return flops / (ACHIEVABLE * peak()) if peak() else None
+def reached_rate(flops: float, seconds: float) -> float | None:
+    """Share of the peak of this device that ``flops`` in ``seconds`` are; None where it is not known."""
+    peak = peaks and peaks.peak_flops(jax.devices()[0].device_kind, "bfloat16")
+    return flops / seconds / peak if peak else None
+
+
+def flops(each) -> float | None:
+    """Operations of a cost, or None of None."""
+    return each and float(each.flops)

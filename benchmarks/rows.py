@@ -1,14 +1,14 @@
 """What a case leaves behind: one JSON object on a line.
 
     name, what       of the case
-    figures          a list of {name, value, unit, interval, pairs, asked, met, limit, share}; what does not apply is None
+    figures          a list of {name, value, unit, interval, pairs, asked, met, limit, share}; None: does not apply
     config, flops    hash of the config, and floating-point operations of what was timed
     device, backend, versions
     size             'full', or 'tiny' where the case ran only to see that it runs
     not_run          why there are no figures; "" where there are
 
-A limit is what the hardware would do at best (``docs/performance.md``), in the figure's own unit, and ``share`` how much
-of it was reached.
+A limit is what the hardware would do at best (``docs/performance.md``), in the figure's own unit, and ``share`` how
+much of it was reached.
 """
 
 import dataclasses
@@ -89,6 +89,8 @@ def versions() -> dict[str, str]:
 
 def row(name: str, what: str, figures=(), *, config: str = "", flops=None, size="full", not_run: str = "", **more):
     """The object of a case; ``more``: what else its reader should know."""
+    if size != "full":  # such figures are asked nothing
+        figures = [dataclasses.replace(figure, asked=None) for figure in figures]
     said = [dataclasses.asdict(figure) | {"met": figure.met} for figure in figures]
     about = {"device": device(), "backend": jax.default_backend(), "versions": versions()}
     return {

@@ -6,8 +6,7 @@ What is timed is what a user calls, ``next(stream)``, up to a NumPy array. Noise
 import jax
 import numpy as np
 
-from benchmarks import paired
-from benchmarks.costs import stream_flops
+from benchmarks import costs, paired
 from benchmarks.rows import Figure
 from benchmarks.systems import STREAM, config_hash, network, random_pipeline, squares, system
 from causal_diffusion.config import override
@@ -27,7 +26,7 @@ PASSES = {"4 + 1": 4, "1 + 1": 1}
 CHECKED = 3  # frames that are compared after the ring is full
 
 
-def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict, float, float]:
+def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict, float, float | None]:
     """Times a stream and its peers once the ring is full.
 
     Returns:
@@ -51,7 +50,7 @@ def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict,
         for cache, peer in peers.items()
     ]
     sides = {"ours": stream.next} | {cache: peer.next for cache, peer in peers.items()}
-    return paired.interleave(sides, pairs), max(differences), stream_flops(recipe)
+    return paired.interleave(sides, pairs), max(differences), costs.flops(costs.stream_cost(recipe))
 
 
 def small(pairs: int, size: str) -> dict:
@@ -74,7 +73,8 @@ def motion(pairs: int, size: str) -> dict:
         seconds, difference, count = compare(config, pairs)
         for cache in ("ring", "concatenating"):
             asked = ("value", ">=", 1.2) if cache == "ring" else None
-            figures.append(Figure.of(f"{name} passes: PyTorch, {cache} / ours", paired.ratio(seconds, cache), asked=asked))
+            ratio = paired.ratio(seconds, cache)
+            figures.append(Figure.of(f"{name} passes: PyTorch, {cache} / ours", ratio, asked=asked))
         figures.append(Figure(f"{name} passes: ours, per frame", 1e3 * float(np.median(seconds["ours"])), "ms"))
         hashes.append(config_hash(config))
         flops.append(count)

@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from benchmarks import paired
-from benchmarks.systems import OWN, backend, network, random_params, squares, system
+from benchmarks import costs, paired
+from benchmarks.rows import Figure
+from benchmarks.systems import OWN, backend, config_hash, network, random_params, squares, system
 from causal_diffusion.nn.embedders import patchify
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from causal_diffusion.recipe import build
@@ -56,3 +57,59 @@ def draws(recipe, batch, key):
         return level, jax.random.normal(keys[1], batch["video"].shape[1:])
 
     return jax.vmap(one)(batch["index"])
+
+
+def checked(recipe, ours: Ours, peer, params) -> float:
+    """The largest difference of a gradient's leaf from the peer's, as a share of it; Unequal above 1e-4."""
+    import torch
+
+    from benchmarks.peers.training import gradients
+
+    key = ours.state.key
+    level, noise = jax.jit(functools.partial(draws, recipe))(ours.batch, key)
+    tokens = functools.partial(as_tokens, recipe)
+    loss = peer.loss(tokens(ours.batch["video"]), torch.from_numpy(np.array(level)), tokens(noise))
+    loss.backward()
+    theirs = gradients(peer.network)
+    value, mine = jax.jit(jax.value_and_grad(lambda p: diffusion_loss(recipe, p, ours.batch, key)[0]))(params)
+    paired.difference(value, loss.detach().numpy(), "the loss")
+    whole = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(theirs)))
+
+    def apart(mine, theirs):
+        return float(np.linalg.norm(mine - theirs) / (np.linalg.norm(theirs) + 1e-3 * whole))
+
+    worst = max(jax.tree.leaves(jax.tree.map(apart, mine, theirs)))
+    if not worst <= 1e-4:
+        raise paired.Unequal(f"a gradient differs by {worst:.1e} of its norm, more than 1e-4")
+    return worst
+
+
+def as_tokens(recipe, x):
+    """Data [B, T, *space, C] as a tensor of tokens."""
+    import torch
+
+    return torch.from_numpy(np.array(patchify(x, recipe.model.config.patch)))
+
+
+def run(pairs: int, size: str) -> dict:
+    """d = 256, 6 layers, 16 blocks of 64 tokens, two clips."""
+    from benchmarks.peers.training import Trainer
+
+    config = backend(SIZES[size], "blockwise")
+    recipe = build(config)
+    params = random_params(recipe)
+    ours, own_dense = Ours(config, params), Ours(backend(config, "reference"), params)
+    peer = Trainer(recipe, params)
+    difference = checked(recipe, ours, peer, params)
+    x0 = as_tokens(recipe, ours.batch["video"])
+    sides = {"ours": ours.step, "PyTorch, dense mask": lambda: peer.step(x0), "our dense": own_dense.step}
+    for step in sides.values():
+        step()
+    seconds = paired.interleave(sides, pairs, lead_in=0)
+    figures = [
+        Figure.of("PyTorch, dense mask / ours", paired.ratio(seconds, "PyTorch, dense mask"), asked=("low", ">=", 1.0)),
+        Figure.of("our dense / ours", paired.ratio(seconds, "our dense"), asked=("value", ">=", 2.0)),
+        *(Figure(f"{name}, a step", 1e3 * float(np.median(times)), "ms") for name, times in seconds.items()),
+    ]
+    flops = costs.flops(costs.training_cost(recipe))
+    return {"figures": figures, "config": config_hash(config), "flops": flops, "difference": difference}

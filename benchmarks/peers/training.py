@@ -1,4 +1,4 @@
-"""A training step of teacher forcing in eager PyTorch: dense boolean mask, fused AdamW, clipping, averaged parameters."""
+"""A training step of teacher forcing in eager PyTorch: a dense mask, fused AdamW, clipping, averaged parameters."""
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Trainer:
         self.steps = 0
 
     def loss(self, x0, t=None, noise=None):
-        """The loss on tokens of clean data [B, T, N, P]; levels t [B, T] and noise are drawn where they are not given."""
+        """The loss on tokens of clean data [B, T, N, P]; levels t [B, T] and noise are drawn where not given."""
         t = torch.rand(x0.shape[:2]) if t is None else t
         noise = torch.randn_like(x0) if noise is None else noise
         past = x0[:, : self.frames - self.block]
@@ -61,7 +61,7 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.averaged, [p.detach() for p in parameters], 1.0 - decay)
         self.steps += 1
-        return float(loss)
+        return float(loss.detach())
 
 
 def gradients(network: Network) -> dict:
