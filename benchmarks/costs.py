@@ -18,6 +18,11 @@ def stream_cost(recipe, batch: int = 1):
     return cost and cost.step_cost(recipe, batch)
 
 
+def dense_ratio(whole, cached) -> float | None:
+    """Operations of a step that runs the whole window in every pass, nothing hidden, over those of one with a cache."""
+    return cost and cost.step_cost(whole, visible=False).flops / cost.step_cost(cached).flops
+
+
 def training_cost(recipe):
     """Of one training step, forward and backward, on visible attention."""
     return cost and cost.training_cost(recipe)

@@ -84,3 +84,8 @@ def difference(ours, theirs, what: str, tolerance: float = 1e-4) -> float:
     if not share <= tolerance:
         raise Unequal(f"{what}: the two differ by {share:.1e} of the largest value, more than {tolerance:.0e}")
     return share
+
+
+def median(values, seed: int = 0) -> tuple[float, float, float]:
+    """Median of values [n], and the ends of its 95 % interval by a bootstrap over them."""
+    return median_ratio(values, np.ones(len(values)), seed)

@@ -1,5 +1,6 @@
 """A training step of teacher forcing, AdamW and all, against PyTorch with a dense mask and our own dense attention."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 from benchmarks import costs, paired
 from benchmarks.rows import Figure
 from benchmarks.systems import OWN, backend, config_hash, network, random_params, squares, system
+from causal_diffusion.compatibility.autoencoder import clip_shapes
+from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.nn.embedders import patchify
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from causal_diffusion.recipe import build
@@ -35,11 +38,11 @@ class Ours:
         if params is not None:
             shardings = abstract_state(self.recipe, mesh)[1]
             both = {name: jax.device_put(params, getattr(shardings, name)) for name in ("params", "ema")}
-            self.state = jax.tree.map(jax.numpy.copy, self.state)
-            self.state = self.state.__class__(**(vars(self.state) | both))
-        shape = (config.train.batch, self.recipe.frames, *self.recipe.frame_shape)
-        video = np.random.default_rng(0).standard_normal(shape, np.float32)
-        batch = {"video": video, "index": np.arange(len(video), dtype=np.int32)}
+            self.state = dataclasses.replace(self.state, **both)
+        rng, batch = np.random.default_rng(0), {}
+        for name, leaf in batch_spec(clip_shapes(config), config.train.batch).items():
+            batch[name] = rng.standard_normal(leaf.shape, np.float32).astype(leaf.dtype)
+        batch["index"] = np.arange(config.train.batch, dtype=np.int32)
         self.batch = jax.device_put(batch, batch_sharding(mesh))
 
     def step(self):
