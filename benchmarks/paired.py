@@ -6,7 +6,8 @@ from one round to the next::
     round 0   ours  ring  cat          round 1   cat  ring  ours          round 2   ours  ring  cat
 
 Before each time the side runs once without a clock (its data are in the caches then, and the threads of the side before
-it sleep), unless a run takes so long that this hardly matters.
+it sleep), unless a run takes so long that this hardly matters. The statistic is that of ``vae.py``, a script, which
+imports nothing of this package.
 """
 
 import gc
@@ -16,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 2000
+from benchmarks.vae import median_ratio
+
 REST = 0.01  # seconds; threads of OpenMP wait for more work by spinning, and would take a core from the next side
 
 
@@ -27,14 +29,6 @@ class Ratio(NamedTuple):
     low: float
     high: float
     pairs: int
-
-
-def median_ratio(theirs, ours, seed: int = 0) -> tuple[float, float, float]:
-    """Median of theirs [n] / ours [n], pair by pair, and the ends of its 95 % interval by a bootstrap over pairs."""
-    ratios = np.asarray(theirs, np.float64) / np.asarray(ours, np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(ratios), (RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
-    return float(np.median(ratios)), float(low), float(high)
 
 
 def interleave(

@@ -22,7 +22,7 @@ SIZES = {  # (tokens of a block, blocks, heads, width of a head, asked against d
 
 def sparse(mask: np.ndarray):
     """Our attention over [1, T, N, H, K] as a function of q, k, v: cuDNN inside the rectangles where it is there."""
-    name = "cudnn" if "cudnn" in BACKENDS and jax.default_backend() == "gpu" else "blockwise"
+    name = "cudnn" if jax.default_backend() == "gpu" else "blockwise"
     static = StaticMask(mask)
     return lambda q, k, v: BACKENDS[name](q, [k], [v], static)
 

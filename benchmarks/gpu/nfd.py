@@ -8,6 +8,7 @@ from benchmarks import costs
 from benchmarks.gpu.streams import (
     full_ring,
     least_seconds,
+    on_device,
     random_pipeline,
     rate_figure,
     seconds_per_block,
@@ -27,7 +28,7 @@ SIZES = {
 
 def run(pairs: int, size: str) -> dict:
     """Frames per second once the ring is full, an action with each."""
-    config = SIZES[size]
+    config = on_device(SIZES[size], size)
     pipe = random_pipeline(config)
     seconds = seconds_per_block(full_ring(pipe), pairs)
     least = least_seconds(pipe.recipe)

@@ -9,12 +9,18 @@ import numpy as np
 from benchmarks import costs
 from benchmarks.paired import median
 from benchmarks.rows import Figure
+from benchmarks.systems import backend
 from causal_diffusion.recipe import build, null_condition
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.state import Action, sample_keys
 
 WARM = 3  # blocks without a clock after the ring is full
+
+
+def on_device(config, size: str):
+    """The system with the attention that is fastest on a GPU, where there is one and heads are wide enough."""
+    return backend(config, "cudnn") if size == "full" and jax.default_backend() == "gpu" else config
 
 
 def random_pipeline(config, codec=None) -> Pipeline:

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import costs
 from benchmarks.cpu.training import Ours
-from benchmarks.gpu.streams import time_figure
+from benchmarks.gpu.streams import on_device, time_figure
 from benchmarks.paired import median
 from benchmarks.rows import Figure
 from benchmarks.systems import config_hash
@@ -34,7 +34,7 @@ WARM = 3
 
 def run(pairs: int, size: str) -> dict:
     """Seconds per step, and MFU."""
-    config = SIZES[size]
+    config = on_device(SIZES[size], size)
     ours = Ours(config)
     seconds = np.zeros(pairs)
     for i in range(-WARM, pairs):

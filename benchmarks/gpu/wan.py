@@ -14,6 +14,7 @@ from benchmarks.gpu.streams import (
     condition,
     full_ring,
     least_seconds,
+    on_device,
     random_pipeline,
     rate_figure,
     seconds_per_block,
@@ -53,7 +54,7 @@ def by_frame(config):
 
 def chunk(pairs: int, size: str) -> dict:
     """Milliseconds per chunk of three latent frames once the ring is full."""
-    config = SIZES[size]
+    config = on_device(SIZES[size], size)
     pipe = random_pipeline(config)
     seconds = seconds_per_block(full_ring(pipe), pairs)
     flops = costs.flops(costs.stream_cost(pipe.recipe))
@@ -65,7 +66,7 @@ def chunk(pairs: int, size: str) -> dict:
 
 def end_to_end(pairs: int, size: str) -> dict:
     """Clips of 7 chunks from nothing, decoded: frames per second, the first chunk, the slowest."""
-    config, vae = SIZES[size], VAE(VAES[size])
+    config, vae = on_device(SIZES[size], size), VAE(VAES[size])
     codec = Codec(vae, jax.jit(vae.init)(jax.random.key(1)))
     pipe, told = random_pipeline(config, codec), condition(config)
     latents = CHUNKS * config.layout.block
@@ -100,7 +101,7 @@ def end_to_end(pairs: int, size: str) -> dict:
 
 def framewise(pairs: int, size: str) -> dict:
     """Latent frames one by one, four frames of pixels each."""
-    config = by_frame(SIZES[size])
+    config = by_frame(on_device(SIZES[size], size))
     pipe = random_pipeline(config)
     seconds = seconds_per_block(full_ring(pipe), pairs)
     first = np.zeros(min(pairs, 10))
