@@ -50,7 +50,7 @@ class Figure:
         which, sign, bound = self.asked
         low, high = self.interval or (self.value, self.value)
         seen = {"value": self.value, "low": low, "high": high}[which]
-        return seen >= bound if sign == ">=" else seen <= bound
+        return bool(seen >= bound if sign == ">=" else seen <= bound)
 
     def text(self) -> str:
         """The number with all that is known of it."""

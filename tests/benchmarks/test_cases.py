@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import cases, rows
+from benchmarks import cases, rows, tables
 from benchmarks.paired import Ratio
 from causal_diffusion.errors import UserError
 
@@ -25,7 +25,7 @@ def test_every_case_has_a_line_and_so_has_every_script(capsys):
     assert [line.split()[0] for line in lines[: len(cases.CASES)]] == list(cases.CASES)
     scripts = {line.split()[1].rstrip(":") for line in lines[len(cases.CASES) :]}
     files = {f"benchmarks/{file.name}" for file in (ROOT / "benchmarks").glob("[a-z]*.py")}
-    package = {f"benchmarks/{name}.py" for name in ("cases", "costs", "paired", "rows", "systems")}
+    package = {f"benchmarks/{name}.py" for name in ("cases", "costs", "paired", "rows", "systems", "tables")}
     assert scripts == files - package
 
 
@@ -83,6 +83,14 @@ def test_every_case_has_a_committed_row(name):
     assert row["name"] == name and row["size"] == "full" and KEYS <= set(row)
     assert bool(row["figures"]) != bool(row["not_run"]) and row["device"] and row["versions"]["jax"]
     rows.text(row)
+
+
+def test_the_page_shows_what_the_rows_say():
+    """And names every case; ``python -m benchmarks.tables`` writes it."""
+    text = tables.PAGE.read_text()
+    assert text == tables.page(text, tables.table(tables.rows()))
+    described = text.partition(tables.MARKS[0])[0]
+    assert all(f"| `{name}` |" in described for name in cases.CASES)
 
 
 @pytest.mark.full
