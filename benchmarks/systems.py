@@ -1,6 +1,5 @@
 """The systems that are measured, as configs: a full size each, and a tiny one at which the same code runs in a test."""
 
-import dataclasses
 import hashlib
 
 import jax
@@ -64,9 +63,4 @@ def random_params(recipe, seed: int = 0):
 
 def random_pipeline(config: Config) -> Pipeline:
     """A pipeline with ``random_params``."""
-    return Pipeline(config, random_params(build(config).streaming()))
-
-
-def frames_of(config: Config, frames: int) -> Config:
-    """The same with clips of ``frames`` frames."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, frames=frames))
+    return Pipeline(config, random_params(build(config)))

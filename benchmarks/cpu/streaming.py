@@ -6,11 +6,13 @@ What is timed is what a user calls, ``next(stream)``, up to a NumPy array. Noise
 import jax
 import numpy as np
 
-from benchmarks import costs, paired
+from benchmarks import paired
 from benchmarks.rows import Figure
-from benchmarks.systems import STREAM, config_hash, network, random_pipeline, squares, system
+from benchmarks.systems import STREAM, config_hash, network, random_params, random_pipeline, squares, system
 from causal_diffusion.config import override
+from causal_diffusion.cost import step_cost
 from causal_diffusion.nn.embedders import patchify
+from causal_diffusion.recipe import build
 from causal_diffusion.streaming.passes import ENTER
 from causal_diffusion.streaming.state import sample_keys
 
@@ -26,7 +28,7 @@ PASSES = {"4 + 1": 4, "1 + 1": 1}
 CHECKED = 3  # frames that are compared after the ring is full
 
 
-def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict, float, float | None]:
+def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict, float, float]:
     """Times a stream and its peers once the ring is full.
 
     Returns:
@@ -34,7 +36,7 @@ def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict,
     """
     from benchmarks.peers.streaming import Stream
 
-    pipe = random_pipeline(config)
+    pipe, params = random_pipeline(config), random_params(build(config))
     recipe, rollout, stream = pipe.recipe, pipe.rollout, pipe.stream(seed=0)
     count = recipe.slots + CHECKED
 
@@ -44,13 +46,13 @@ def compare(config, pairs: int, caches=("ring", "concatenating")) -> tuple[dict,
     draw = jax.jit(lambda frame: rollout.noise(sample_keys(0, 1), frame, ENTER, 1))
     noises = [tokens(draw(np.full(1, frame, np.int32))) for frame in range(count)]
     ours = tokens(np.concatenate([stream.next() for _ in range(count)], axis=1))
-    peers = {cache: Stream(recipe, pipe.params, cache) for cache in caches}
+    peers = {cache: Stream(recipe, params, cache) for cache in caches}
     differences = [
         paired.difference(ours, np.concatenate([peer.next(noise) for noise in noises], axis=1), cache)
         for cache, peer in peers.items()
     ]
     sides = {"ours": stream.next} | {cache: peer.next for cache, peer in peers.items()}
-    return paired.interleave(sides, pairs), max(differences), costs.flops(costs.stream_cost(recipe))
+    return paired.interleave(sides, pairs), max(differences), step_cost(recipe).flops
 
 
 def small(pairs: int, size: str) -> dict:

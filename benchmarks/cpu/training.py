@@ -6,10 +6,11 @@ import functools
 import jax
 import numpy as np
 
-from benchmarks import costs, paired
+from benchmarks import paired
 from benchmarks.rows import Figure
 from benchmarks.systems import OWN, backend, config_hash, network, random_params, squares, system
 from causal_diffusion.compatibility.autoencoder import clip_shapes
+from causal_diffusion.cost import training_cost
 from causal_diffusion.data.pipeline import batch_spec
 from causal_diffusion.nn.embedders import patchify
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -114,5 +115,5 @@ def run(pairs: int, size: str) -> dict:
         Figure.of("our dense / ours", paired.ratio(seconds, "our dense"), asked=("value", ">=", 2.0)),
         *(Figure(f"{name}, a step", 1e3 * float(np.median(times)), "ms") for name, times in seconds.items()),
     ]
-    flops = costs.flops(costs.training_cost(recipe))
+    flops = training_cost(recipe).flops
     return {"figures": figures, "config": config_hash(config), "flops": flops, "difference": difference}

@@ -4,7 +4,6 @@ Assumed (the paper does not tell them): width 1,024, 16 layers, 336 tokens a fra
 commit. Published: NFD+ 31.1 FPS on one A100, without its autoencoder 12.7 % of that card's limit.
 """
 
-from benchmarks import costs
 from benchmarks.gpu.streams import (
     full_ring,
     least_seconds,
@@ -17,6 +16,7 @@ from benchmarks.gpu.streams import (
 )
 from benchmarks.systems import config_hash
 from causal_diffusion.config import freeze, load_config
+from causal_diffusion.cost import step_cost
 
 BASE = {"data.source": "own", "schedule.steps": 4, "layout.window": 15, "cache.commit_level": 0.0, "data.frames": 16}
 TINY = {"data.height": 2, "data.width": 2, "model.width": 16, "model.depth": 2, "model.heads": 2, "model.mlp": 32}
@@ -37,7 +37,7 @@ def run(pairs: int, size: str) -> dict:
         rate_figure("frames, without autoencoder", 1, seconds, least, 200.0),
         time_figure("a pass", seconds / passes, least and least / passes),
     ]
-    return {"figures": figures, "config": config_hash(config), "flops": costs.flops(costs.stream_cost(pipe.recipe))}
+    return {"figures": figures, "config": config_hash(config), "flops": step_cost(pipe.recipe).flops}
 
 
 def abstract() -> list:

@@ -10,6 +10,7 @@ from benchmarks import costs
 from benchmarks.paired import median
 from benchmarks.rows import Figure
 from benchmarks.systems import backend
+from causal_diffusion.cost import step_cost
 from causal_diffusion.recipe import build, null_condition
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.rollout import Rollout
@@ -74,8 +75,7 @@ def rate_figure(name: str, frames: int, seconds, least: float | None, fewest: fl
 
 def least_seconds(recipe) -> float | None:
     """Of one step of a stream with a full ring."""
-    cost = costs.stream_cost(recipe)
-    return cost and costs.least_seconds(cost)
+    return costs.least_seconds(step_cost(recipe))
 
 
 def traced(config):

@@ -16,6 +16,7 @@ from benchmarks.paired import median
 from benchmarks.rows import Figure
 from benchmarks.systems import config_hash
 from causal_diffusion.config import freeze, load_config
+from causal_diffusion.cost import training_cost
 from causal_diffusion.parallel.mesh import AXES
 from causal_diffusion.recipe import build
 from causal_diffusion.training.step import lower_step
@@ -42,12 +43,12 @@ def run(pairs: int, size: str) -> dict:
         ours.step()
         if i >= 0:
             seconds[i] = time.perf_counter() - begun
-    cost = costs.training_cost(build(config))
-    figures = [time_figure("a step", seconds, cost and costs.least_seconds(cost))]
-    if cost and (rate := costs.reached_rate(cost.flops, median(seconds)[0])):
+    cost = training_cost(build(config))
+    figures = [time_figure("a step", seconds, costs.least_seconds(cost))]
+    if rate := costs.share_of_peak(cost.flops, median(seconds)[0]):
         figures.insert(0, Figure("MFU on visible FLOPs", 100 * rate, "%", asked=("value", ">=", 40.0), limit=80.0,
                                  share=rate / 0.8))  # fmt: skip
-    return {"figures": figures, "config": config_hash(config), "flops": costs.flops(cost)}
+    return {"figures": figures, "config": config_hash(config), "flops": cost.flops}
 
 
 def abstract() -> list:

@@ -65,3 +65,17 @@ def test_the_same_code_runs_at_a_tiny_size(name):
     assert not row["not_run"] and row["figures"]
     for figure in row["figures"]:
         assert np.isfinite(figure["value"]) and figure["value"] > 0, figure
+
+
+def test_limits_are_those_of_the_page():
+    """Section "What the hardware could do": a chunk, a clip's mean chunk, its decoding, a frame of NFD's shape."""
+    from causal_diffusion.config import override
+    from causal_diffusion.cost import step_cost, vae_decode_cost
+    from causal_diffusion.nn.vae import VAE
+
+    wan = module("wan")
+    chunk = step_cost(build(wan.SIZES["full"]).streaming()).flops
+    mean = step_cost(build(override(wan.SIZES["full"], {"layout.window": 9})).streaming()).flops
+    decode = vae_decode_cost(VAE(wan.VAES["full"]), (1, 3, 60, 104, 16)).flops
+    frame = step_cost(build(module("nfd").SIZES["full"]).streaming()).flops
+    np.testing.assert_allclose([chunk, mean, decode, frame], [202e12, 141.5e12, 40.7e12, 1.27e12], rtol=0.02)

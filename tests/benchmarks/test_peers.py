@@ -28,17 +28,19 @@ def test_a_stream_with_another_weight_is_found_out():
 
     from benchmarks.cpu import streaming
     from benchmarks.peers.streaming import Stream
-    from benchmarks.systems import random_pipeline
+    from benchmarks.systems import random_params
     from causal_diffusion.nn.embedders import patchify
+    from causal_diffusion.recipe import build
 
-    pipe = random_pipeline(streaming.SMALL["tiny"])
-    wrong = jax.tree.map(np.array, pipe.params)
+    recipe = build(streaming.SMALL["tiny"])
+    params = random_params(recipe)
+    wrong = jax.tree.map(np.array, params)
     wrong["block_1"]["attention"]["k_norm"]["scale"][0] *= 1.5
     shape = (1, 1, 4, 8)
     noise = np.random.default_rng(0).standard_normal((3, *shape), np.float32)
     right, other = (
         np.concatenate([stream.next(each) for each in noise], axis=1)
-        for stream in (Stream(pipe.recipe, params, "ring") for params in (pipe.params, wrong))
+        for stream in (Stream(recipe, params, "ring") for params in (params, wrong))
     )
     assert right.shape == (1, 3, 4, 8) == patchify(np.zeros((1, 3, 4, 4, 2), np.float32), (1, 2, 2)).shape
     with pytest.raises(paired.Unequal):
