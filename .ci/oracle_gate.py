@@ -3,16 +3,15 @@
     PYTHONPATH=.ci pytest -p oracle_gate -m "full or oracle"
 
 Refused: a skipped test marked `oracle`, a skipped module that mentions one, any skip for want of an import
-(every extra is installed here), and a run in which no oracle test passed at all.
+(every extra is installed here), and a run in which no oracle test passed at all. With `pytest -n` the reports of all
+processes come to the first one, which counts.
 """
 
 import pytest
 
-PASSED = pytest.StashKey[int]()
-
 
 def pytest_configure(config):
-    config.stash[PASSED] = 0
+    config.pluginmanager.register(Counter(), "oracle_counter")
 
 
 def _refuse(report, why):
@@ -22,13 +21,11 @@ def _refuse(report, why):
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item):
     report = yield
-    is_oracle = item.get_closest_marker("oracle") is not None
+    report.oracle = item.get_closest_marker("oracle") is not None
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2]
-        if is_oracle or "could not import" in reason:
+        if report.oracle or "could not import" in reason:
             _refuse(report, reason)
-    elif is_oracle and report.passed and report.when == "call":
-        item.config.stash[PASSED] += 1
     return report
 
 
@@ -42,10 +39,18 @@ def pytest_make_collect_report(collector):
     return report
 
 
-def pytest_sessionfinish(session, exitstatus):
-    if exitstatus == pytest.ExitCode.OK and not session.config.stash[PASSED]:
-        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+class Counter:
+    """Counts the oracle tests that passed."""
 
+    passed = 0
 
-def pytest_terminal_summary(terminalreporter, config):
-    terminalreporter.write_line(f"oracle tests passed: {config.stash[PASSED]} (at least one is needed)")
+    def pytest_runtest_logreport(self, report):
+        self.passed += report.when == "call" and report.passed and report.oracle
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        one_of_several = hasattr(session.config, "workerinput")  # which may have had no oracle test
+        if exitstatus == pytest.ExitCode.OK and not self.passed and not one_of_several:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.write_line(f"oracle tests passed: {self.passed} (at least one is needed)")

@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+from causal_diffusion import compilation_cache
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel import distributed
@@ -21,12 +22,15 @@ LAST_WORDS = 3.0  # seconds that process 0, which the others lean on, leaves the
 
 
 def run(main) -> None:
-    """Calls ``main()``; turns a UserError, a disk that takes no more, or Ctrl-C into one line and an exit code.
+    """Calls ``main()``, with compiled programs kept on disk (``compilation_cache``).
+
+    Turns a UserError, a disk that takes no more, or Ctrl-C into one line and an exit code.
 
     Of several processes one that fails leaves at once, since the others may wait for it where it never comes: they
     then end by themselves, or their launcher ends them.
     """
     try:
+        compilation_cache.switch_on()
         main()
     except UserError as error:
         code = getattr(error, "exit_code", None)  # all agreed to stop, and leave in good order
@@ -50,6 +54,8 @@ def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
     config, options, cluster = train_options(arguments)
     distributed.initialise(cluster)
+    if distributed.coordination_client() is not None:
+        compilation_cache.only_if_shared()
     from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
 
     if options.dry_run:

@@ -16,7 +16,9 @@ from causal_diffusion.checkpoint.weights_file import read_weights, write_weights
 from causal_diffusion.config import freeze, load_config, to_json
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.export import export, main, read_export
+from causal_diffusion.exported import read_stream
 from causal_diffusion.recipe import build
+from causal_diffusion.streaming.pipeline import Pipeline
 
 CONFIG = freeze(load_config("quickstart:tiny", {"model.width": 12, "model.heads": 2, "model.mlp": 16,
                                                  "model.depth": 2, "train.steps": 7}))  # fmt: skip
@@ -168,3 +170,31 @@ def test_a_full_disk_leaves_the_old_one(run, tmp_path, monkeypatch):
     assert_same(read_export(path)[0], run[1][3])
 
 
+# The stream of a run; its bits and what it refuses are in streaming/test_exporting.py.
+
+
+@pytest.mark.full
+def test_the_command_writes_a_stream(run, tmp_path, capsys):
+    out, elastic = tmp_path / "stream", "--config.schedule.steps=1"
+    arguments = ["--stream", "--step=3", "--batch=2", "--platforms=cpu,tpu", elastic]
+    main([f"--checkpoint={run[0]}", f"--out={out}", *arguments])
+    said = capsys.readouterr().out
+    assert str(out) in said and "for cpu, tpu, batch 2, 0 frames of context" in said
+    programs = read_stream(out)
+    assert programs.meta["config"]["schedule"]["steps"] == 1 and programs.meta["jax"] == jax.__version__
+    pipeline = Pipeline.from_checkpoint(run[0], step=3, overrides={"schedule.steps": 1})
+    wanted = pipeline.stream(seed=2, batch=2, cond={"label": 4}).next()
+    np.testing.assert_array_equal(programs.start(2, label=4).next(), wanted)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--config.schedule.steps=1", "--out=a.safetensors"], "schedule.steps=1 changes a stream, and --stream is not"),
+    (["--stream", "--out=a", "--config.model.width=16"], "model.width is 12 in this checkpoint and cannot become 16"),
+    (["--stream", "--out=a", "--platforms=cpu,gpu"], "platforms has 'gpu'"),
+    (["--out=a", "--steam"], "unknown argument '--steam'"),
+])
+def test_mistakes_of_the_command(run, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        main([f"--checkpoint={run[0]}", *arguments])
+    assert not list(tmp_path.iterdir())

@@ -216,35 +216,42 @@ def test_the_readme_has_one_test_line():
     lines = [line for block in fenced for line in block.splitlines()]
     (line,) = [line for line in lines if "-m venv" in line and "pytest" in line]
     assert line.startswith("python3 -m venv .venv") and "-c constraints.txt" in line
-    assert line.endswith(".venv/bin/pytest -q")
+    assert line.endswith(".venv/bin/pytest -q -n 2 --dist worksteal")
 
 
-def second_tier(folder, source, gate=("-p", "oracle_gate")):
+def second_tier(folder, source, gate=("-p", "oracle_gate"), processes=()):
     """Runs the second tier over a project of one test file, as `.ci/run` does."""
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "tests").mkdir(exist_ok=True)
     (folder / "tests/test_it.py").write_text("import pytest\n" + source)
-    command = (sys.executable, "-m", "pytest", "-q", *gate, "-m", "full or oracle")
+    command = (sys.executable, "-m", "pytest", "-q", *processes, *gate, "-m", "full or oracle")
     return run(*command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT / ".ci")})
 
 
 GOOD_ORACLE = "@pytest.mark.oracle\ndef test_good():\n    pass\n"
 
 
+BAD_ORACLE = GOOD_ORACLE + "@pytest.mark.oracle\ndef test_skips():\n    pytest.skip('no footage')"
+TWO = ("-n", "2", "--dist", "worksteal")
+
+
 @pytest.mark.parametrize(
-    ("source", "passes"),
+    ("source", "passes", "processes"),
     [
-        (GOOD_ORACLE, True),
-        (GOOD_ORACLE + "@pytest.mark.oracle\ndef test_skips():\n    pytest.skip('no footage')", False),
-        (GOOD_ORACLE + "@pytest.mark.oracle\n@pytest.mark.skip\ndef test_skips():\n    pass", False),
-        (GOOD_ORACLE + "@pytest.mark.full\ndef test_skips():\n    pytest.importorskip('no_such')", False),
-        ("pytest.importorskip('no_such', reason='no')\n" + GOOD_ORACLE, False),
-        ("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False),
+        (GOOD_ORACLE, True, ()),
+        (GOOD_ORACLE, True, TWO),
+        (BAD_ORACLE, False, ()),
+        (BAD_ORACLE, False, TWO),
+        (GOOD_ORACLE + "@pytest.mark.oracle\n@pytest.mark.skip\ndef test_skips():\n    pass", False, ()),
+        (GOOD_ORACLE + "@pytest.mark.full\ndef test_skips():\n    pytest.importorskip('no_such')", False, ()),
+        ("pytest.importorskip('no_such', reason='no')\n" + GOOD_ORACLE, False, TWO),
+        ("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False, ()),
+        ("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False, TWO),
     ],
-    ids=["runs", "skips", "skip mark", "import skip", "module skips", "no oracle"],
+    ids=["runs", "runs, two", "skips", "skips, two", "skip mark", "import skip", "module skips", "none", "none, two"],
 )
-def test_a_missing_oracle_fails_the_second_tier(tmp_path, source, passes):
-    code, said = second_tier(tmp_path, source)
+def test_a_missing_oracle_fails_the_second_tier(tmp_path, source, passes, processes):
+    code, said = second_tier(tmp_path, source, processes=processes)
     assert (code == 0) is passes, said
 
 

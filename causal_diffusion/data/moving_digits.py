@@ -22,6 +22,8 @@ and move its centre of mass by exactly the displacement:
 """
 
 import functools
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 
@@ -104,20 +106,34 @@ def digit_images(split: str, holdout: float) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Images float32 [N, 8, 8] in [0, 1] (1 is ink) and labels int32 [N], both read-only.
     """
-    from sklearn.datasets import load_digits  # here: a second that other sources need not pay
-
-    digits = load_digits()
-    shuffled_N = np.random.default_rng(0).permutation(len(digits.target))
+    scans_NKL, target_N = _scans()
+    shuffled_N = np.random.default_rng(0).permutation(len(target_N))
     chosen = []
     for label in range(CLASSES):
-        mine = shuffled_N[digits.target[shuffled_N] == label]
+        mine = shuffled_N[target_N[shuffled_N] == label]
         cut = held_out_count(len(mine), holdout)
         chosen.append(mine[:cut] if split == "test" else mine[cut:])
     chosen_N = np.sort(np.concatenate(chosen))
-    images_NKL = (digits.images[chosen_N] / 16.0).astype(np.float32)
-    labels_N = digits.target[chosen_N].astype(np.int32)
+    images_NKL = (scans_NKL[chosen_N] / 16.0).astype(np.float32)
+    labels_N = target_N[chosen_N].astype(np.int32)
     images_NKL.flags.writeable = labels_N.flags.writeable = False  # they are cached and shared
     return images_NKL, labels_N
+
+
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """All images [N, 8, 8], 0 .. 16, and labels [N]: the file that scikit-learn has of them.
+
+    It is read without scikit-learn, whose import takes longer than compiling a small network from the cache.
+    """
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package else None
+    if path is None or not path.is_file():  # it lies elsewhere by now
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images, digits.target
+    table = np.loadtxt(path, delimiter=",")
+    return table[:, :-1].reshape(-1, DIGIT_SIZE, DIGIT_SIZE), table[:, -1].astype(int)
 
 
 def _hat_weights(position: np.ndarray, size: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
 
+from causal_diffusion.data import moving_digits
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.moving_digits import DIGIT_SIZE, MovingDigits, digit_images
 from causal_diffusion.errors import UserError
@@ -118,6 +120,19 @@ def test_splits_are_disjoint_stratified_and_complete():
     assert not any(image.tobytes() in seen for image in test)
     share = np.bincount(test_labels) / (np.bincount(test_labels) + np.bincount(train_labels))
     np.testing.assert_allclose(share, 0.1, atol=0.005)
+
+
+def test_the_scans_are_those_of_scikit_learn(monkeypatch):
+    """Read without its imports, or with them where its file lies elsewhere."""
+    from sklearn.datasets import load_digits
+
+    wanted = load_digits()
+    for package in (importlib.util.find_spec("sklearn"), None):
+        monkeypatch.setattr(moving_digits.importlib.util, "find_spec", lambda name, package=package: package)
+        images, labels = moving_digits._scans()
+        np.testing.assert_array_equal(images, wanted.images)
+        np.testing.assert_array_equal(labels, wanted.target)
+        monkeypatch.undo()
 
 
 def test_a_run_of_elements_shows_every_digit_once():

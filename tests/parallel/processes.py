@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+KEPT = tempfile.TemporaryDirectory()  # the programs that such processes compile: the next ones find them
 NOISE = re.compile(r"^\[Gloo\]|%\||^[IW]\d{4} |^I0000|^W0000|absl::InitializeLog")  # and progress bars
 
 
@@ -88,7 +89,8 @@ def started(script: str, count: int, *arguments, devices: int = 4, only=None, en
     `env`: what the environment has besides.
     """
     base = {name: value for name, value in os.environ.items() if not name.startswith(("CD_", "SLURM_", "XLA_", "JAX_"))}
-    base |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)} | (env or {})
+    base |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    base |= {"JAX_COMPILATION_CACHE_DIR": KEPT.name} | (env or {})
     coordinator = f"localhost:{free_port()}"
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes(Path(folder))

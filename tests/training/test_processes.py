@@ -17,6 +17,7 @@ from causal_diffusion.checkpoint import Checkpoints
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.recipe import build
 from causal_diffusion.training.state import create
+from tests.parallel.processes import KEPT
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"train.steps": 60, "log.checkpoint": 3, "log.every": 5, "log.evaluate": 25, "evaluate.clips": 2}
@@ -29,7 +30,8 @@ def start(workdir, *arguments, before=""):
     """train.py on one device; ``before`` is Python that runs first, in the same process."""
     code = textwrap.dedent(before) + "\nimport runpy\nrunpy.run_path('train.py', run_name='__main__')\n"
     command = [sys.executable, "-c", code, "--config=quickstart:tiny", f"--workdir={workdir}", *OVERRIDES, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": KEPT.name}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process, timeout=300):
@@ -155,7 +157,8 @@ def test_full_disk_while_logging(reference, tmp_path):
 
 def test_no_space_from_the_start(tmp_path):
     before = """
-        import resource
+        import os, resource
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor do programs fit, which JAX would tell, too
         from causal_diffusion.training import loop
         begin = loop._begin
         def fill_and_begin(*arguments):
