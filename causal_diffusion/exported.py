@@ -12,7 +12,8 @@ This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetens
     parameters.safetensors   the averaged parameters
     encode_condition.bin     a condition as the network reads it, once per change
     init_state.bin           a stream that has seen its context
-    advance.bin              up to ``capacity`` steps: (state, frames); what it returns lies where its state lay
+    filling.bin, full.bin    up to ``capacity`` steps before and after the ring of slots is full, those that there are:
+                             (state, frames); what they return lies where their state lay
 
 where programs are StableHLO as ``jax.export`` serialises it, for one batch size and one length of context. Their
 arguments and results are lists of arrays: pytrees are flattened, and keys of random numbers are their raw uint32. On

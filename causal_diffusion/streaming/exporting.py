@@ -99,8 +99,12 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
             params, keys, encoded, context, past, ramp, np.int32(0), reference, seen, np.int32(0)
         )
 
-    def advanced(params, state, encoded, steering, n):
-        return rollout.advance(params, state, encoded, *steering, n[0], capacity=capacity)
+    def advanced(name):
+        def advance(params, state, encoded, steering, n):
+            made_of = pipeline.programs.rollouts[name]
+            return made_of.advance(params, state, encoded, *steering, n[0], capacity=capacity)
+
+        return advance
 
     params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.params)
     keys = jax.eval_shape(lambda: sample_keys(0, batch))
@@ -111,14 +115,16 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     given = (reference, _like((batch, context, *recipe.frame_shape)), acted(batch, context), *waiting)
     state = jax.eval_shape(begun, params, keys, encoded, given)
     steering = (acted(capacity, batch, rollout.emit), watched(capacity, batch, rollout.emit))
+    plan = pipeline.programs.plan(np.full(batch, context or -recipe.layout.pad))
+    steps = (params, state, encoded, steering, [_like((), np.int32)])
     programs = {
         "encode_condition": _flat(rollout.encode_condition, params, condition),
         "init_state": _flat(begun, params, keys, encoded, given),
-        "advance": _flat(advanced, params, state, encoded, steering, [_like((), np.int32)]),
+        **{name: _flat(advanced(name), *steps) for name, _ in plan},
     }
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
-        advance=[("advance", 0)], capacity=capacity, pad=recipe.layout.pad,
+        advance=plan, capacity=capacity, pad=recipe.layout.pad,
         keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         text=[] if condition.text is None else condition.text.shape[2:],

@@ -31,14 +31,17 @@ class Programs:
     Attributes:
         filling, full: (params, state, condition, action, observed, n) -> (state, blocks); the state is donated. One and
             the same where a full ring changes nothing.
+        rollouts: what each is made of, by name; 'full' where there is one.
     """
 
     def __init__(self, rollout: Rollout, capacity: int, mesh):
         self._emit, self._compiling = rollout.emit, {}
         self._begins = full_from(rollout.recipe) + (rollout.block if rollout.fused else 0)
-        self.filling = self.full = _program(rollout, "filling", capacity, mesh)
+        self.rollouts = {"filling": rollout}
         if rollout.settles:
-            self.full = _program(dataclasses.replace(rollout, full=True), "full", capacity, mesh)
+            self.rollouts["full"] = dataclasses.replace(rollout, full=True)
+        made = {name: _program(each, name, capacity, mesh) for name, each in self.rollouts.items()}
+        self.filling, self.full = made["filling"], made.get("full", made["filling"])
 
     def filling_blocks(self, frame: np.ndarray) -> int:
         """How many steps of a stream that emits ``frame`` [B] next are still made while some ring fills."""
@@ -48,6 +51,13 @@ class Programs:
         """(the program that makes the next step, how many of the next ``n`` steps it makes)."""
         filling = self.filling_blocks(frame)
         return (self.filling, min(n, filling)) if filling else (self.full, n)
+
+    def plan(self, frame: np.ndarray) -> list[tuple[str, int]]:
+        """(name, the first step that it makes) of the programs of an endless stream, in this order."""
+        filling = self.filling_blocks(frame)
+        if "full" not in self.rollouts:
+            return [("filling", 0)]
+        return [("filling", 0), ("full", filling)] if filling else [("full", 0)]
 
     def prepare(self, frame: np.ndarray, steps: int | None, *args) -> None:
         """Begins to compile what ``steps`` steps from ``frame`` on need, None being endless; ``args`` of a call."""

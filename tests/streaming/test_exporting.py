@@ -175,7 +175,7 @@ def test_mistakes_of_a_stream(programs, given, words):
 
 @pytest.mark.parametrize(("name", "words"), [
     ("stream.json", "stream.json is damaged"), ("parameters.safetensors", "does not match its checksum"),
-    ("advance.bin", "does not match its checksum"),
+    ("full.bin", "does not match its checksum"),
 ])
 def test_damage(folder, tmp_path, name, words):
     for path in folder.iterdir():
