@@ -7,8 +7,8 @@
 Each config streams alone in a fresh process, one sample on one device, with fresh parameters, for nothing that is
 measured here depends on their values. One line is printed per config:
 
-    programs    compiled for the stream: its beginning (``init_state``) and its blocks (``advance``), then how many
-                compilations of anything came after the first block
+    programs    compiled for the stream: its beginning (``init_state``), its blocks while its ring of slots fills and
+                once that is full, then how many compilations of anything came after the first block
     memory      slope of the process's resident memory in bytes per block, over the stream without its first tenth, and
                 by how many bytes the arrays that are alive on the device grew over the same part
     ms/block    median time per block, then its slope over the same part of the stream as a share of it: how many
@@ -38,7 +38,7 @@ from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the event of one compilation
-PROGRAMS = ("init_state", "advance")
+PROGRAMS = ("init_state", "filling", "full")
 WARM = 0.1  # share of the stream that slopes leave out: pools of memory fill
 FEWEST = 8  # calls that are timed at least, of ``stream.capacity`` steps each
 RESAMPLES = 500

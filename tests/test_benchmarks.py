@@ -71,7 +71,7 @@ def test_streaming_runs_from_the_command_line(tmp_path):
     head, line = done.stdout.splitlines()
     assert head.startswith("config") and line.startswith("quickstart:tiny")
     (result,) = map(json.loads, file.read_text().splitlines())
-    assert result["programs"] == {"init_state": 1, "advance": 1} and result["compiled_later"] == []
+    assert result["programs"] == {"init_state": 1, "filling": 1, "full": 1} and result["compiled_later"] == []
     assert result["blocks"] >= 100 and result["live_bytes_grown"] == 0
     # Two steps and the commit; keys and values, 2 layers, 2 branches, 4 + 4 slots of 4 tokens of 32 floats.
     assert result["passes"] == 3 and result["branches"] == 2 and set(result["look_ahead"].values()) == {0}

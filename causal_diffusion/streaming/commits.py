@@ -40,11 +40,12 @@ class Commits(Passes):
         if self.fused:
             pending, branches = state.pending, self.branches
             part = self.committed(state, pending.condition, pending.x, pending.frame, pending.action, branches)
+            own = own._replace(offset=own.offset + b)
             out, kv = self.predict(params, self.kept(state), [part, own])
             kv = jax.tree.map(lambda a: a[:, :b], kv)
             if self.recipe.one_past and len(branches) > 1:
                 kv = jax.tree.map(lambda a: a.reshape(-1, len(branches), *a.shape[1:])[:, 0], kv)
-            return out, self._put(state, pending.x, pending.frame, pending.action, kv), None
+            return out, self._put(state, pending.x, pending.frame, pending.action, kv, out), None
         if cache.kind == "two_level":
             out, kv = self.predict(params, self.kept(state), [self.window(state), own])
             return out, state, jax.tree.map(lambda a: a[:, : state.slots.window], kv)
@@ -59,19 +60,20 @@ class Commits(Passes):
             return out, dataclasses.replace(state, slots=slots, caches=caches), None
         return self.next_pass(params, state, own), state, None
 
-    def next_pass(self, params, state: State, own: Own, window=None):
-        """The network on blocks in flight: out [B, G, T, ...]."""
+    def next_pass(self, params, state: State, own: Own, past: Past | None = None):
+        """The network on blocks in flight: out [B, G, T, ...]. ``past``: ``kept(state)``, if it is there already."""
         parts = [self.window(state), own] if self.recipe.cache.kind == "none" else [own]
-        return self.predict(params, self.kept(state, window=window), parts)[0]
+        return self.predict(params, self.kept(state) if past is None else past, parts)[0]
 
-    def commit(self, params, state: State, condition, block, frame, action: Action | None) -> State:
+    def commit(self, params, state: State, condition, block, frame, action: Action | None, turned=None) -> State:
         """Puts clean frames [B, b, ...] with indices ``frame`` [B, b] (EMPTY: nothing to commit) in the cache.
 
         ``condition`` [BG, 1, ...] is what they were made under. A fused commit expects that nothing is pending.
+        ``turned``: what ``turned`` gave for these slots.
         """
         if self.fused:
             return dataclasses.replace(state, pending=Pending(block, frame, condition, action))
-        return self._commit_now(params, state, condition, block, frame, action)
+        return self._commit_now(params, state, condition, block, frame, action, turned)
 
     def remember(self, params, state, condition, frames_x, frame, action):
         """Commits frames [B, T, ...] with indices ``frame`` [B, T] block by block; ``condition`` [BG, 1 or n, ...]."""
@@ -155,25 +157,25 @@ class Commits(Passes):
         given = jax.tree.map(lambda a: blocks(a, self.block), (frames_x, frame, action))
         return jax.lax.scan(body, state, (given, own))[0]
 
-    def _commit_now(self, params, state, condition, block, frame, action):
+    def _commit_now(self, params, state, condition, block, frame, action, turned=None):
         cache, kv = self.recipe.cache, None
         if cache.kind == "two_level":
             state = self._into_far(params, state, condition)
         elif cache.kind != "none":
             branches = self._committing()
             own = self.committed(state, condition, block, frame, action, branches)
-            past = self.kept(state, branches)
+            past = self.kept(state, branches, turned=turned)
             _, kv = self.predict(params, past, [own], branches, sinks=cache.commit_sinks)
         return self._put(state, block, frame, action, kv)
 
-    def _put(self, state, block, frame, action, kv):
-        """Writes frames, their actions and what the network keeps of them at the cursor."""
-        slots = state.slots
+    def _put(self, state, block, frame, action, kv, *others):
+        """Writes frames, their actions and what the network keeps of them at the cursor, ``after`` the others."""
+        memory, caches = {}, state.caches
+        slots = dataclasses.replace(state.slots, cursor=after(state.slots.cursor, kv, *others))
 
         def put(buffer, new):
             return caching.write(buffer, new, slots, frame)
 
-        memory, caches = {}, state.caches
         if "latents" in state.memory:
             memory["latents"] = block
         if "noise" in state.memory:
@@ -193,7 +195,7 @@ class Commits(Passes):
         return dataclasses.replace(
             state,
             caches=caches,
-            slots=caching.commit(slots, frame),
+            slots=caching.commit(state.slots, frame),
             memory={name: put(state.memory[name], new) for name, new in memory.items()},
         )
 
@@ -213,8 +215,8 @@ class Commits(Passes):
         x = jnp.broadcast_to(x[:, None], (*told.shape[:2], *x.shape[1:]))
         own = Own(x, jnp.zeros_like(told), told, frame, COARSE, condition, action)
         _, kv = self.predict(params, self.kept(state, branches), [own], branches)
-        kv = self._stored(kv)
-        caches = jax.tree.map(lambda a, new: caching.write(a, new, state.coarse, frame), state.caches, kv)
+        far, kv = dataclasses.replace(state.coarse, cursor=after(state.coarse.cursor, kv)), self._stored(kv)
+        caches = jax.tree.map(lambda a, new: caching.write(a, new, far, frame), state.caches, kv)
         return dataclasses.replace(state, caches=caches, coarse=caching.commit(state.coarse, frame))
 
     def _told_clean(self, like):
@@ -234,6 +236,19 @@ class Commits(Passes):
     def _nothing(self, batch):
         """A past without frames."""
         return Past(None, Ids.of(CLEAN, jnp.zeros((batch, 0), jnp.int32)))
+
+
+def after(cursor, kv, *others):
+    """The cursor, known only once ``kv`` and others are.
+
+    The last layer's keys depend on all that a pass read of the slots of the layers before. A block that is written
+    where this says is written after they were read, in place. Else nothing would say so, and compilers copy the slots.
+    """
+    last = [layer for layer in kv or () if jax.tree.leaves(layer)][-1:]
+    for leaf in jax.tree.leaves((last, others)):
+        one = jax.lax.bitcast_convert_type(leaf[(0,) * leaf.ndim].astype(jnp.float32), jnp.int32)
+        cursor = cursor + jnp.clip(one, 0, 0)
+    return cursor
 
 
 def _no_action(batch, frames, width):

@@ -50,15 +50,18 @@ def prime(codec: Codec | None, context):
     return codec.decode_piece(context)[1]
 
 
-def decode_blocks(codec: Codec, latents, void: int, block: int, memory):
-    """Latents [B, n ``block``, ...], block by block, less the first ``void`` ones -> (frames [B, T, ...], memory)."""
+def decode_blocks(codec: Codec, blocks, void: int, memory):
+    """Blocks of latents [B, E, ...], one by one, less the first ``void`` latents -> (their frames, memory).
+
+    The frames, a list of [B, T, ...], are on the device and may still be under way.
+    """
     out = []
-    for at in range(0, latents.shape[1], block):
-        piece = latents[:, max(at, void) : at + block]
-        if piece.shape[1]:
-            frames, memory = codec.decode_piece(piece, memory)
-            out.append(np.asarray(frames))
-    return np.concatenate(out, axis=1), memory
+    for block in blocks:
+        shown, void = block[:, void:] if void else block, max(0, void - block.shape[1])
+        if shown.shape[1]:
+            frames, memory = codec.decode_piece(shown, memory)
+            out.append(frames)
+    return out, memory
 
 
 def replace_samples(codec: Codec | None, memory, fresh, which):

@@ -22,10 +22,11 @@ import numpy as np
 from causal_diffusion.diffusion.guidance import mix
 from causal_diffusion.diffusion.schedule import LookAhead, View, transitions
 from causal_diffusion.diffusion.steering import observed_loss, steer
-from causal_diffusion.layout import NOISY
+from causal_diffusion.layout import CLEAN, NOISY
 from causal_diffusion.streaming.commits import Commits
 from causal_diffusion.streaming.passes import ENTER, RISE, STEP, Own
 from causal_diffusion.streaming.state import Action
+from causal_diffusion.streaming.visible import Known, steady
 
 Array = Any
 
@@ -71,6 +72,21 @@ class Denoise(Commits):
     def steers(self) -> bool:
         """Whether predictions are pulled down a gradient."""
         return self.loss is not None or self.recipe.guidance.observe != "none"
+
+    @functools.cached_property
+    def settles(self) -> bool:
+        """Whether some mask of a step is known once the ring is full, so that a program of its own is worth while."""
+        recipe, b, bidirectional = self.recipe, self.block, self.recipe.layout.kind == "bidirectional_window"
+        commit, flight = Known(CLEAN, np.arange(b)), self._known()
+        if bidirectional:  # which frames are there yet is not
+            flight = flight._replace(offset=None)
+        passes = [([flight], self.branches, True), ([commit], self._committing(), recipe.cache.commit_sinks)]
+        return any(steady(recipe, *each) is not None for each in passes)
+
+    def _known(self) -> Known:
+        """What is known of the frames in flight; a knot counts to the last block."""
+        frames, k = self.in_flight * self.block, self.recipe.layout.knot
+        return Known(NOISY, np.arange(frames + k), np.repeat([0, 1], [frames, k]))
 
     def _frames(self, state):
         """Indices of the frames in flight, int32 [B, T]."""
@@ -122,10 +138,13 @@ class Denoise(Commits):
         """Runs the schedule rows ``levels`` [rows + 1, F] over the blocks in flight; ``grid`` is the time of each.
 
         ``knot``: frames [B, k, ...] that the block begins with where it is not the first one.
+
+        Returns:
+            (state, what ``turned`` gave for it).
         """
         before, start, end = transitions(levels)
         if not len(start):
-            return state
+            return state, None
         recipe, F, k = self.recipe, self.in_flight, self.recipe.layout.knot
         grid = recipe.schedule.times() if grid is None else grid
         rises = bool(np.any(start > before))
@@ -153,7 +172,7 @@ class Denoise(Commits):
             return jnp.broadcast_to(jnp.concatenate([each, jnp.repeat(each[-1:], k, axis=0)]), state.x.shape[:2])
 
         def row(carry, now, first=False):
-            (x, history, state, window), (times, visit, idle) = carry, now
+            (x, history, state, past), (times, visit, idle) = carry, now
             u, t, s = (of_frames(time) for time in times)
             if rises:
                 x = recipe.process.renoise(x, t, u, self._drawn(state, RISE, visit))
@@ -165,16 +184,18 @@ class Denoise(Commits):
             if first and self.steers:  # what a gradient is taken of may not change the state
                 own = self._in_flight(state, x, t, absent)
                 _, state, window = self.first_pass(params, state, own)
+                past = self.kept(state, window=window)
                 opened.append(True)
 
             def guided(x, t):
-                nonlocal state, window
+                nonlocal state, past
                 own = self._in_flight(state, x, t, absent)
                 if first and not opened:  # a solver may ask more than once; only the first time opens the block
                     opened.append(True)
                     out, state, window = self.first_pass(params, state, own)
+                    past = self.kept(state, window=window)
                 elif said is None:
-                    out = self.next_pass(params, state, own, window)
+                    out = self.next_pass(params, state, own, past)
                 else:
                     out = self.per_token(params, own, said)
                 mean, spread = recipe.process.split(out)
@@ -182,38 +203,39 @@ class Denoise(Commits):
                 return mean if spread is None else jnp.concatenate([mean, spread[:, 0]], axis=-1)
 
             history, x = recipe.solver.step(history, recipe.process, self._steered(state, guided), x, t, s, noise)
-            return (x, history, state, window), None
+            return (x, history, state, past), None
 
         times = np.stack([grid[before], grid[start], grid[end]], axis=1)
         rows, carry = (times, visit, idle), (state.x, state.history, state, None)
         if self.recipe.cache.opens:
             carry, _ = row(carry, jax.tree.map(lambda a: jnp.asarray(a[0]), rows), first=True)
             rows = jax.tree.map(lambda a: a[1:], rows)
-        (x, history, state, window) = carry
+        (x, history, state, past), turned = carry, self.turned(carry[2])
         if len(rows[0]):
+            if turned is not None or past is None:
+                past = self.kept(state, turned=turned)
 
             def rest(carry, now):
-                (x, history, _, _), _ = row((*carry, state, window), now)
+                (x, history, _, _), _ = row((*carry, state, past), now)
                 return (x, history), None
 
             (x, history), _ = jax.lax.scan(rest, (x, history), rows)
         if knot is not None:
             x = x.at[:, :k].set(jnp.where(pinned, 0.5 * (knot + x[:, :k]), x[:, :k]))
-        return dataclasses.replace(state, x=x, history=history)
+        return dataclasses.replace(state, x=x, history=history), turned
 
     def _in_flight(self, state, x, t, absent):
         """The frames in flight as a part of a pass."""
-        F, b, k, action = self.in_flight, self.block, self.recipe.layout.knot, None
+        k, action = self.recipe.layout.knot, None
         if state.action is not None:  # the knot is denoised under the last action of its block
             value, given = (
                 jnp.concatenate([a, jnp.repeat(a[:, -1:], k, axis=1)], axis=1)
                 for a in (state.action, state.action_given)
             )
             action = Action(value, given)
-        lead = np.repeat([0, 1], [F * b, k])
-        told = self.recipe.process.label(t)
-        frame = self._frames(state)
-        return Own(x, t, told, frame, NOISY, state.condition, action, lead=lead, absent=absent)
+        known, told, frame = self._known(), self.recipe.process.label(t), self._frames(state)
+        seen = dict(lead=known.lead, absent=absent, offset=known.offset)
+        return Own(x, t, told, frame, NOISY, state.condition, action, **seen)
 
     def _drawn(self, state, use, visit):
         """Noise for all frames in flight, a knot's being that of its own block."""

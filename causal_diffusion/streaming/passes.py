@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion import cache as caching
-from causal_diffusion.diffusion.guidance import Branch
 from causal_diffusion.layout import CLEAN, COARSE, NOISY, REFERENCE, Ids
+from causal_diffusion.nn import rope
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import EncodedCondition, Stream
-from causal_diffusion.recipe import Recipe
+from causal_diffusion.streaming.shown import Shown
 from causal_diffusion.streaming.state import Action, State
+from causal_diffusion.streaming.visible import Known, seen, steady
 
 Array = Any
 
@@ -47,6 +48,7 @@ class Own(NamedTuple):
     stage: of ``Ids``; None: that of the levels.
     lead: of ``Ids``, int [T].
     absent: bool [B, T], frames that nobody sees; None: all are there.
+    offset: of ``visible.Known``, int [T].
     """
 
     x: Array
@@ -59,6 +61,12 @@ class Own(NamedTuple):
     stage: int | None = None
     lead: Array | int = 0
     absent: Array | None = None
+    offset: np.ndarray | None = None
+
+    @property
+    def known(self) -> Known:
+        """What is known of them before anything runs."""
+        return Known(self.role, None if self.absent is not None else self.offset, self.lead)
 
     @property
     def ids(self):
@@ -68,28 +76,20 @@ class Own(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a pass reads: what every layer keeps, the ids of its frames [B, W], and the slots they are in."""
+    """What a pass reads: what every layer keeps, the ids of its frames [B, W], and the slots they are in.
+
+    turned: whether raw keys were turned to where they stand.
+    """
 
     caches: Any
     ids: Ids
     slots: caching.Slots | None = None
+    turned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
+class Passes(Shown):
     """Pure functions of a recipe. ``params`` are canonical (unrolled) parameters throughout."""
-
-    recipe: Recipe  # with unrolled layers, see Recipe.streaming
-
-    @property
-    def block(self) -> int:
-        """Frames per block."""
-        return self.recipe.layout.block
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """The guidance branches, G of them."""
-        return self.recipe.guidance.branches()
 
     def encode_condition(self, params, condition: Condition) -> EncodedCondition:
         """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition.
@@ -131,14 +131,14 @@ class Passes:
         recipe, layout, branches = self.recipe, self.recipe.layout, branches or self.branches
         G, B, T = len(branches), *parts[-1].frame.shape
         own = _concatenate(*map(self._ids, parts))
-        seen = _concatenate(past.ids, own)
+        keys = _concatenate(past.ids, own)
         place, options = _joined([part.frame for part in parts]), {}
         if recipe.cache.raw:
             options["raw"] = True
         if recipe.cache.raw and past.slots is not None:
-            at = dict(clip=recipe.frames, reach=recipe.schedule.view().in_flight * self.block + layout.knot)
-            kept, place = caching.positions(recipe.cache, past.slots, parts[-1].frame[:, 0], place, **at)
-            options["past_frame"] = jnp.repeat(jnp.maximum(kept, 0), G, axis=0)
+            kept, place = self._places(past.slots, parts[-1].frame[:, 0], place)
+            if not past.turned:
+                options["past_frame"] = jnp.repeat(kept, G, axis=0)
         if recipe.cache.budget:
             options |= {"queries": True, "compaction": compaction}
         if hidden:
@@ -172,13 +172,13 @@ class Passes:
             action_given=given,
             clean=branched(own.role != NOISY),
         )
-        mask, prefix_mask = layout.visible(own, seen), None
-        start = (layout.block_start(own.frame) - self.block * own.lead)[..., None]
-        if not sinks:
-            mask = mask & ((seen.frame[:, None] >= start - layout.window) | (seen.role == REFERENCE)[:, None])
-        mask = flat(jnp.stack([self._without_past(mask, start, seen, branch) for branch in branches], axis=1))
+        mask = prefix_mask = None
+        if self.full and past.slots is not None:
+            mask = steady(recipe, [part.known for part in parts], branches, sinks)
+        if mask is None:
+            mask = flat(jnp.stack(seen(recipe, own, keys, branches, sinks), axis=1))
         if recipe.model.config.prefix:
-            prefix_mask = branched(layout.prefix_visible(own, seen, recipe.model.config.prefix))
+            prefix_mask = branched(layout.prefix_visible(own, keys, recipe.model.config.prefix))
         name = "coarse" if parts[-1].role == COARSE else "own"
         out, kv = recipe.model.apply(
             {"params": params},
@@ -207,11 +207,14 @@ class Passes:
         out = model.apply({"params": params}, flat(x), flat(told), h, method=model.per_token)
         return out.reshape(B, G, *out.shape[1:])
 
-    def kept(self, state: State, branches=None, window=None) -> Past:
-        """What is kept of the past; ``window``: of two levels the fine one's keys and values, once they are there."""
+    def kept(self, state: State, branches=None, window=None, turned=None) -> Past:
+        """What is kept of the past.
+
+        ``window``: of two levels the fine one's keys and values, once they are there; ``turned``: what ``turned`` gave.
+        """
         cache, G = self.recipe.cache, len(branches or self.branches)
         nothing, last = state.slots.frame[:, :0], self.recipe.layout.last_stage
-        caches = state.caches
+        caches = state.caches if turned is None else turned
         if self.recipe.one_past and G > 1:
             caches = jax.tree.map(lambda a: jnp.repeat(a, G, axis=0), caches)
         if cache.kind in ("none", "state"):
@@ -225,7 +228,25 @@ class Passes:
             return Past(pairs, _concatenate(fine, coarse))
         # Tokens that compression kept are seen as a reference is: by all, wherever they stand.
         role = np.where(np.arange(state.slots.frame.shape[1]) < state.slots.kept, REFERENCE, CLEAN)
-        return Past(caches, Ids.of(role, state.slots.frame, 0, last), state.slots)
+        return Past(caches, Ids.of(role, state.slots.frame, 0, last), state.slots, turned is not None)
+
+    def turned(self, state: State):
+        """What every layer keeps, its raw keys turned to where they stand for the blocks in flight and their commit.
+
+        Once per block instead of in every pass. None where no keys are turned.
+        """
+        c, cache = self.recipe.model.config, self.recipe.cache
+        if not cache.raw or c.positions == "additive":
+            return None
+        place, _ = self._places(state.slots, state.frame, state.frame[:, None])
+        axes = len(c.patch) if c.attention == "joint" else 1
+        table = rope.time_table(place, c.width // c.heads, c.theta, axes, c.rope_split)
+
+        def turn(keys):
+            keys = caching.load(keys, c.compute_dtype)
+            return rope.rotate(keys, [jnp.repeat(part, keys.shape[0] // len(place), axis=0) for part in table])
+
+        return tuple((turn(layer[0]), *layer[1:]) if layer else layer for layer in state.caches)
 
     def window(self, state: State) -> Own:
         """The remembered frames themselves, as a part that stands before the blocks in flight."""
@@ -240,23 +261,8 @@ class Passes:
         """A finished block [B, b, ...] with indices ``frame`` [B, b], as a part whose keys and values are wanted."""
         level, told = self._branch_levels(frame, branches)
         noise = self.noise(state.keys, frame[:, 0], COMMIT, 1) if self._noised else jnp.zeros_like(block)
-        return Own(self._show(block, noise, level), level, told, frame, CLEAN, condition, action)
-
-    def noise(self, keys, frame, use, blocks, visit=0):
-        """Noise of ``blocks`` blocks from frame ``frame`` [B] on, [B, blocks b, ...], for ``use``.
-
-        ``visit`` int [blocks] tells apart draws of the same block for the same use.
-        """
-        b = self.block
-
-        def one(key, block, visit):
-            key = jax.random.fold_in(jax.random.fold_in(key, block), use)
-            return jax.random.normal(jax.random.fold_in(key, visit), (b, *self.recipe.frame_shape))
-
-        visit = jnp.broadcast_to(jnp.asarray(visit), (blocks,))
-        index = self.recipe.layout.block_of(frame)[:, None] + jnp.arange(blocks)
-        noise = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(keys, index, visit)
-        return noise.reshape(len(keys), blocks * b, *self.recipe.frame_shape)
+        known = np.arange(self.block)
+        return Own(self._show(block, noise, level), level, told, frame, CLEAN, condition, action, offset=known)
 
     def _ids(self, part):
         layout, (frame, t) = self.recipe.layout, part.ids
@@ -303,66 +309,16 @@ class Passes:
 
         return jax.tree.map(pick, condition)
 
-    def _shown_at(self, frame):
-        """(level at which committed frames are shown, level that the network is told), float32 like ``frame``."""
-        cache, layout = self.recipe.cache, self.recipe.layout
-        # Sinks stay clean, as in training.
-        level = jnp.where(frame < layout.sinks - layout.pad, 0.0, cache.commit_level)
-        if cache.commit_label == "fixed":
-            return level, jnp.full_like(level, cache.commit_label_at)
-        return level, self.recipe.process.label(level)
-
     def _committing(self):
         """The branches that keep a cache of their own."""
         return self.branches[:1] if self.recipe.one_past else self.branches
 
-    @property
-    def _noised(self) -> bool:
-        """Whether finished frames are ever shown with noise."""
-        cache, keeps_nothing = self.recipe.cache, self.recipe.cache.kind == "none"
-        by_level = cache.commit_level > 0.0 or any(branch.level > 0.0 for branch in self.branches)
-        return by_level or keeps_nothing and any(branch.past >= 0 for branch in self.branches)
-
-    def _branch_levels(self, frame, branches, start=None):
-        """As ``_shown_at``, of every branch: both [B, G, T]. Frames before ``start`` - past are hidden by noise."""
-        base, base_told = self._shown_at(frame)
-        levels, told = [], []
-        for branch in branches:
-            level = base
-            if branch.level:
-                level = jnp.maximum(level, branch.level)
-            if start is not None and branch.past >= 0:
-                level = jnp.where(frame < start[:, None] - branch.past, 1.0, level)
-            levels.append(level)
-            told.append(jnp.where(level > base, self.recipe.process.label(level), base_told))
-        return jnp.stack(levels, axis=1), jnp.stack(told, axis=1)
-
-    def _show(self, frames_x, noise, level):
-        """Finished frames [B, T, ...] as every branch sees them at its level [B, G, T]: [B, G, T, ...]."""
-        x, eps = (jnp.broadcast_to(a[:, None], (*level.shape[:2], *a.shape[1:])) for a in (frames_x, noise))
-        if not self._noised:
-            return x
-        process, cache = self.recipe.process, self.recipe.cache
-        shown = process.show(x, eps, level, cache.commit_data)
-        # What guidance hides, it hides by noise, whatever is done to the past else.
-        usual = (level <= cache.commit_level).reshape(level.shape + (1,) * (x.ndim - level.ndim))
-        return shown if cache.commit_data == "noised" else jnp.where(usual, shown, process.corrupt(x, eps, level))
-
-    def _shown(self, state, branches):
-        """The remembered frames as every branch sees them: (x [B, G, W, ...], levels and labels [B, G, W])."""
-        start = state.frame if self.recipe.cache.kind == "none" else None
-        level, told = self._branch_levels(state.slots.frame, branches, start)
-        latents = state.memory["latents"]
-        return self._show(latents, state.memory.get("noise", jnp.zeros_like(latents)), level), level, told
-
-    def _without_past(self, mask, start, k, branch):
-        """The mask [B, Tq, Tk] of a branch that sees only ``past`` frames before ``start`` [B, Tq, 1], its block's."""
-        if branch.past < 0 or self.recipe.cache.kind == "none":
-            return mask
-        seen = k.frame[..., None, :] >= start - branch.past
-        if self.recipe.layout.reference:  # a condition, not a past
-            seen = seen | (k.role == REFERENCE)[..., None, :]
-        return mask & seen
+    def _places(self, slots, start, frame):
+        """Where in time the slots and own frames [B, T] stand, as ``cache.positions`` says: (int32 [B, W], [B, T])."""
+        recipe = self.recipe
+        reach = recipe.schedule.view().in_flight * self.block + recipe.layout.knot
+        kept, place = caching.positions(recipe.cache, slots, start, frame, clip=recipe.frames, reach=reach)
+        return jnp.maximum(kept, 0), place
 
 
 def _concatenate(*ids: Ids) -> Ids:

@@ -5,7 +5,6 @@ as it is clean, by a decoder that remembers what it needs of the blocks before (
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -33,10 +32,13 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.output import Output
 from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put, put_params, say_if_whole
+from causal_diffusion.streaming.programs import Programs
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Mark, Session
 from causal_diffusion.streaming.state import Action, sample_keys
+from causal_diffusion.streaming.watch import Watch
 
 
 class Pipeline:
@@ -44,6 +46,7 @@ class Pipeline:
 
     Attributes:
         params: the averaged (EMA) parameters in canonical form.
+        programs: those that make blocks, compiled (``programs``).
         recipe: the checked config; ``recipe.config`` is the config itself.
         rollout: the pure functions underneath, to build one's own loop from.
         codec: the autoencoder whose latents the system works on, with its parameters; None: there is none, and where
@@ -64,13 +67,12 @@ class Pipeline:
         self.recipe = build(config).streaming()
         self.text, self.body = text, body
         self.mesh = mesh = as_mesh(mesh, self.recipe.model.config)
-        self.rollout = Rollout(self.recipe, loss, loss_scale)
+        self.rollout = Rollout(self.recipe, loss=loss, loss_scale=loss_scale)
         self.params, self.codec = put_params(unstack_layers(params), codec, mesh)
-        advance = functools.partial(self.rollout.advance, capacity=self.recipe.config.stream.capacity)
         self.encode_condition = compiled(self.rollout.encode_condition, mesh)
         self.init_state = compiled(self.rollout.init_state, mesh)
         self.recache = compiled(self.rollout.recache, mesh)
-        self.advance = compiled(advance, mesh, first=1, donate=1)
+        self.programs = Programs(self.rollout, self.recipe.config.stream.capacity, mesh)
 
     @property
     def config(self):
@@ -140,15 +142,27 @@ class Pipeline:
         """
         if frames < 1:
             raise UserError(f"frames is {frames}; at least 1 frame can be generated")
-        session = self.stream(seed, batch, cond, context)
+        session = self._begin(seed, batch, cond, context)
         wanted = frames if self.codec is None else latents_for(self.codec, frames, session.decoded)
-        return session.take(math.ceil((wanted + session.void) / self.rollout.emit))[:, :frames]
+        steps = math.ceil((wanted + session.void) / self.rollout.emit)
+        session.prepare(steps)
+        return session.take(steps)[:, :frames]
 
-    def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None) -> Session:
-        """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``."""
+    def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None, ahead: bool = False) -> Session:
+        """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``.
+
+        ``ahead``: the next block is begun before one is waited for, so that the device works while the user does.
+        What steers the stream then shows one block later; one that nobody steers is the same bit for bit.
+        """
+        session = self._begin(seed, batch, cond, context, ahead)
+        session.prepare()
+        return session
+
+    def _begin(self, seed, batch, cond, context, ahead=False):
         if batch < 1:
             raise UserError(f"batch is {batch}; at least 1 sample is streamed")
         say_if_whole(batch, self.mesh)
+        watch = Watch()
         model, cond = self.recipe.model.config, dict(cond or {})
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
         fixed = self.config.text.fixed
@@ -160,7 +174,8 @@ class Pipeline:
         queue = parse_action(model, cond.get("action"), batch, "cond['action']")
         past = parse_action(model, cond.get("context_action"), batch, "cond['context_action']")
         check_context_action(past, context, "cond['context_action']")
-        encoded = self.encode_condition(self.params, condition)
+        with watch.phase("condition"):
+            encoded = self.encode_condition(self.params, condition)
         held, ramp = None, None
         if model.action and self.rollout.waiting:
             void = 0 if context.shape[1] else self.recipe.layout.pad
@@ -172,11 +187,13 @@ class Pipeline:
             seen, watched = take_observed(watched, self.rollout.waiting, batch, self.recipe.frame_shape, void)
         keys = sample_keys(seed, batch)
         # The cursor is typed, so that `reset` finds this very program compiled.
-        state = self.init_state(
-            self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
-        )
-        decoder = prime(self.codec, context)
-        return Session(self, Mark(state, condition, encoded, queue, held, watched, decoder), seed)
+        with watch.phase("beginning"):
+            state = self.init_state(
+                self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
+            )
+        decoder, frame = prime(self.codec, context), np.full(batch, context.shape[1] or -self.recipe.layout.pad)
+        mark = Mark(state, frame, condition, encoded, queue, held, watched, decoder)
+        return Session(self, mark, seed, ahead=ahead, watch=watch)
 
     def compose(self, prompts, seed: int = 0, batch: int = 1, context=None) -> np.ndarray:
         """One clip under prompts that change: [(prompt, frames), ...] -> float32 [B, sum of frames, *space, C].
@@ -260,11 +277,17 @@ class Pipeline:
             like["observed"] = jax.ShapeDtypeStruct((batch, meta["observed"], *self.recipe.frame_shape), np.float32)
         if meta.get("decoded"):
             like["decoder"] = decoder_like(self.codec, batch, self.recipe.frame_shape)
-        tree = put(load_tree(path, like)[0], self.mesh)
+        if meta.get("ahead"):
+            like["ahead"] = jax.ShapeDtypeStruct(tuple(meta["ahead"]), np.float32)
+        tree = load_tree(path, like)[0]
+        frame, ahead = np.asarray(tree["state"].frame), tree.pop("ahead", None)
+        tree, ahead = put(tree, self.mesh), None if ahead is None else Output(1, 0, (), [np.asarray(ahead)])
         encoded = self.encode_condition(self.params, tree["condition"])
         rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
-        mark = Mark(tree["state"], tree["condition"], encoded, *rest, tree.get("decoder"))
-        return Session(self, mark, meta["seed"])
+        mark = Mark(tree["state"], frame, tree["condition"], encoded, *rest, tree.get("decoder"), ahead)
+        session = Session(self, mark, meta["seed"], ahead=ahead is not None)
+        session.prepare()
+        return session
 
 
 def _shapes(key):

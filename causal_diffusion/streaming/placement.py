@@ -75,14 +75,24 @@ def compiled(function, mesh, *, first=None, donate=()):
         rest = jax.tree.map(lambda a: constrain(a, None, "batch"), tuple(out[first:]))
         return (*map(_constrained, out[:first]), *rest)
 
-    placed.__name__ = getattr(function, "func", function).__name__
-    program = jax.jit(placed, donate_argnums=donate)
+    placed.__name__ = function.__name__
+    return _OnMesh(jax.jit(placed, donate_argnums=donate), mesh)
 
-    def call(*args):
-        with jax.set_mesh(mesh):
-            return program(*args)
 
-    return call
+class _OnMesh:
+    """A jitted function under a mesh."""
+
+    def __init__(self, program, mesh):
+        self._program, self._mesh = program, mesh
+
+    def __call__(self, *args):
+        with jax.set_mesh(self._mesh):
+            return self._program(*args)
+
+    def lower(self, *args):
+        """As ``jax.jit``'s."""
+        with jax.set_mesh(self._mesh):
+            return self._program.lower(*args)
 
 
 def say_if_whole(batch: int, mesh) -> None:

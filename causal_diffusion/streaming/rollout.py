@@ -9,8 +9,9 @@ One step emits E blocks (the schedule's view; E = 1 but for schedules that denoi
     shift       [ b+E, ... , b+F-1, ____ ]    and they are emitted
 
 ``init_state`` commits given context the same way, block by block, and runs the schedule's ramp so that every later
-step is alike. ``advance`` is one ``lax.scan`` over a static capacity of steps; those past the traced n are skipped,
-so n = 1 and n = capacity are the same program and give the same bits.
+step is alike. ``advance`` is one ``lax.while_loop`` that ends after a traced n of at most ``capacity`` steps, so n = 1
+and n = capacity are the same program and give the same bits. (A step that is skipped, by ``lax.cond``, copies the
+whole state.)
 
 A sample's noise depends on its key and on the block's index in time alone. Guidance branches run in one batch,
 innermost: leading axes called BG below are batch x branches.
@@ -155,16 +156,16 @@ class Rollout(Denoise):
         view, blocks, frames = self.view, self.view.emit, self.emit
         knot = state.x[:, : self.recipe.layout.knot] if self.recipe.layout.knot else None
         state = self._enter(state, self.in_flight - blocks, blocks, condition, action, observed, view.repeat)
-        noisy, state = state, self._denoise(params, state, view.step, knot=knot)
+        noisy, (state, turned) = state, self._denoise(params, state, view.step, knot=knot)
         if view.first is not None:
-            state = self._first_instead(params, noisy, state, knot)
+            state, turned = self._first_instead(params, noisy, state, knot), None if self.recipe.cache.opens else turned
         emitted = state.x[:, :frames]
         acted = None
         if state.action is not None:
             acted = Action(state.action[:, :frames], state.action_given[:, :frames])
         committed = jax.tree.map(lambda a: a[:, :blocks], state.condition)
         if blocks == 1:
-            state = self.commit(params, state, committed, emitted, self._frames(state)[:, :frames], acted)
+            state = self.commit(params, state, committed, emitted, self._frames(state)[:, :frames], acted, turned)
         else:
             state = self.remember(params, state, committed, emitted, self._frames(state)[:, :frames], acted)
 
@@ -183,29 +184,29 @@ class Rollout(Denoise):
         ), emitted
 
     def advance(self, params, state: State, condition: EncodedCondition, action, observed, n, capacity: int):
-        """``n`` steps as one scan over ``capacity`` (static) of them.
+        """``n`` steps as one loop, of at most ``capacity`` (static) of them.
 
         Args:
             condition: of all blocks that enter.
             action, observed: Action and Observed with a leading axis of ``capacity`` steps, or None.
-            n: traced int, how many steps to take; the others are skipped.
+            n: traced int, how many steps to take.
 
         Returns:
             (state, frames [capacity, B, ``emit``, *space, C]); those from step n on are zero.
         """
 
-        def body(state, x):
-            i, action, observed = x
+        blocks = jnp.zeros((capacity, state.x.shape[0], self.emit, *self.recipe.frame_shape))
 
-            def go(state):
-                return self.step(params, state, condition, action, observed)
+        def more(carry):
+            return carry[0] < n
 
-            def skip(state):
-                return state, jnp.zeros((state.x.shape[0], self.emit, *self.recipe.frame_shape))
+        def go(carry):
+            i, state, blocks = carry
+            now = jax.tree.map(lambda a: a[i], (action, observed))
+            state, emitted = self.step(params, state, condition, *now)
+            return i + 1, state, blocks.at[i].set(emitted)
 
-            return jax.lax.cond(i < n, go, skip, state)
-
-        return jax.lax.scan(body, state, (jnp.arange(capacity), action, observed))
+        return jax.lax.while_loop(more, go, (jnp.int32(0), state, blocks))[1:]
 
     def recache(self, params, state: State, condition: EncodedCondition) -> State:
         """Encodes the remembered latents anew under another condition [BG, 1, ...], sinks first, then oldest first.
@@ -260,7 +261,7 @@ class Rollout(Denoise):
         young = noisy.frame == noisy.start
 
         def more(state):
-            done = self._denoise(params, noisy, self.view.first, self.recipe.schedule.times(first=True), knot)
+            done, _ = self._denoise(params, noisy, self.view.first, self.recipe.schedule.times(first=True), knot)
             return self.replace_samples(state, done, young)
 
         return jax.lax.cond(jnp.any(young), more, lambda state: state, state)
@@ -279,5 +280,5 @@ class Rollout(Denoise):
                 entering = [jax.tree.map(lambda a, here=here: a[:, here], given) for given in (action, observed)]
             state = self._enter(state, place, 1, condition, *entering)
         # What is pending is committed by the first step; the ramp commits it for itself alone.
-        ramped = self._denoise(params, state, self.view.ramp)
+        ramped, _ = self._denoise(params, state, self.view.ramp)
         return dataclasses.replace(state, x=ramped.x, history=ramped.history)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from causal_diffusion.checkpoint import save_tree
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
-from causal_diffusion.streaming.decoding import decode_blocks, encode_context, prime, replace_samples
+from causal_diffusion.streaming.decoding import encode_context, prime, replace_samples
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
@@ -30,46 +31,54 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.output import Output, begin_output
 from causal_diffusion.streaming.placement import put
 from causal_diffusion.streaming.state import Action, Observed, State
+from causal_diffusion.streaming.watch import Watch
 
 
 class Mark(NamedTuple):
     """A moment of a stream, to ``rewind`` to."""
 
     state: State
+    frame: np.ndarray  # ``state.frame`` as the host knows it, int [B]
     condition: Condition
     encoded: Any
     queue: np.ndarray | None  # actions of blocks to come
     held: np.ndarray | None  # the action that holds when there are none
     observed: np.ndarray | None = None  # known values of blocks to come
     decoder: Any = None  # what the decoder of latents remembers; None before its first block
+    ahead: Output | None = None  # the block that was begun and not yet returned, of a session that is ahead
 
 
 class Session(Iterator):
     """An endless stream of blocks [B, b, *space, C] in data range; made by ``Pipeline.stream``."""
 
-    def __init__(self, pipeline, mark: Mark, seed: int):
+    def __init__(self, pipeline, mark: Mark, seed: int, ahead: bool = False, watch: Watch | None = None):
+        """``ahead``: whether the next block is begun before one is returned; ``watch``: begun with the stream."""
         self.pipeline = pipeline
         self.seed = seed
+        self.ahead = ahead
+        self.watch = Watch() if watch is None else watch
         self._mark = mark
 
     @property
     def batch(self) -> int:
         """Samples streamed side by side."""
-        return self._mark.state.frame.shape[0]
+        return len(self._mark.frame)
 
     @property
     def frame(self) -> np.ndarray:
         """Index of the next emitted frame of each sample, int [B], context included; of latents, if there are any."""
-        return np.maximum(np.asarray(self._mark.state.frame), 0)
+        begun = 0 if self._mark.ahead is None else self.pipeline.rollout.emit
+        return np.maximum(self._mark.frame - begun, 0)
 
     @property
     def void(self) -> int:
         """Frames that the next block lacks, as the first one of a sequence may: they are never shown."""
-        if not self.pipeline.recipe.layout.pad:
+        if not self.pipeline.recipe.layout.pad or self._mark.ahead is not None:
             return 0
-        return max(0, -int(np.min(self._mark.state.frame)))
+        return max(0, -int(self._mark.frame.min()))
 
     @property
     def decoded(self) -> bool:
@@ -102,22 +111,52 @@ class Session(Iterator):
             if given.shape[1] > entering:
                 raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {entering}")
             self._mark = self._mark._replace(queue=given)
-        out, void = [], self.void
-        while blocks > 0:
-            n = min(blocks, config.stream.capacity)
-            actions, observed = self._actions(n, config.stream.capacity), self._observed(n, config.stream.capacity)
-            state, emitted = self.pipeline.advance(
-                self.pipeline.params, self._mark.state, self._mark.encoded, actions, observed, n
-            )
-            self._mark = self._mark._replace(state=state)
-            out.append(np.asarray(emitted)[:n])
-            blocks -= n
-        out = np.moveaxis(np.concatenate(out), 0, 1).reshape(self.batch, -1, *self.pipeline.recipe.frame_shape)
-        if self.pipeline.codec is None:
-            return out[:, void:]
-        frames, decoder = decode_blocks(self.pipeline.codec, out, void, rollout.emit, self._mark.decoder)
-        self._mark = self._mark._replace(decoder=decoder)
+        begun, parts = [] if self._mark.ahead is None else [self._mark.ahead], []
+        self._mark = self._mark._replace(ahead=None)
+        left = blocks - len(begun)
+        while left > 0 or self.ahead and left == 0:  # the last one is the block that stays under way
+            begun.append(self._step(max(1, min(left, config.stream.capacity))))
+            left -= begun[-1].steps
+            if len(begun) > 1:
+                parts.append(begun.pop(0).fetch(self.watch))
+        if self.ahead:
+            self._mark = self._mark._replace(ahead=begun.pop())
+        parts += [each.fetch(self.watch) for each in begun]
+        with self.watch.phase("compiling"):
+            self.pipeline.programs.wait()
+        frames = np.concatenate(parts, axis=1)
+        self.watch.returned(blocks, frames.shape[1])
         return frames
+
+    def prepare(self, blocks: int | None = None) -> None:
+        """Compiles what the next ``blocks`` blocks need, None being endless, in the background; the first one waits."""
+        mark, pipeline, recipe = self._mark, self.pipeline, self.pipeline.recipe
+        rollout, capacity = pipeline.rollout, pipeline.config.stream.capacity
+        action = observed = None
+        if recipe.model.config.action:
+            value, given, *_ = take_actions(None, None, rollout.emit, self.batch, recipe.model.config.action)
+            action = Action(*(self._by_step(a, 1, capacity) for a in (value, given)))
+        if recipe.guidance.observe != "none":
+            seen, _ = take_observed(None, rollout.emit, self.batch, recipe.frame_shape)
+            observed = Observed(*(self._by_step(a, 1, capacity) for a in (seen.value, seen.given)))
+        with self.watch.phase("compiling"):
+            given = (pipeline.params, mark.state, mark.encoded, action, observed, 1)
+            pipeline.programs.prepare(mark.frame, blocks, *given)
+        with self.watch.phase("beginning"):
+            jax.block_until_ready(mark.state)
+
+    def _step(self, n: int) -> Output:
+        """Begins at most ``n`` of the next blocks, those that one program makes."""
+        mark, pipeline, capacity = self._mark, self.pipeline, self.pipeline.config.stream.capacity
+        program, n = pipeline.programs.choose(mark.frame, n)
+        with self.watch.phase("compiling"):
+            pipeline.programs.wait(program)
+        void, actions, observed = self.void, self._actions(n, capacity), self._observed(n, capacity)
+        state, emitted = program(pipeline.params, mark.state, mark.encoded, actions, observed, n)
+        output, decoder = begin_output(pipeline.codec, emitted, n, void, mark.decoder)
+        frame = mark.frame + n * pipeline.rollout.emit
+        self._mark = self._mark._replace(state=state, frame=frame, decoder=decoder)
+        return output
 
     def finish(self) -> np.ndarray:
         """Drains the blocks in flight and returns them, [B, frames, ...]; empty for autoregressive schedules."""
@@ -153,7 +192,8 @@ class Session(Iterator):
         observed = self._mark.observed if observed is None else observed
         condition = parse_condition(model, self.pipeline.read_prompts(cond), self.batch, self._mark.condition)
         condition = put(condition, self.pipeline.mesh)
-        encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
+        with self.watch.phase("condition"):
+            encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
         state = self._mark.state
         if when == "in_flight":
             state = put(self.pipeline.rollout.steer_in_flight(state, encoded), self.pipeline.mesh)
@@ -161,7 +201,9 @@ class Session(Iterator):
             state = self.pipeline.recache(self.pipeline.params, state, encoded)
         queue = parse_action(model, cond.get("action"), self.batch)
         queue = self._mark.queue if queue is None else queue
-        self._mark = Mark(state, condition, encoded, queue, self._mark.held, observed, self._mark.decoder)
+        self._mark = self._mark._replace(
+            state=state, condition=condition, encoded=encoded, queue=queue, observed=observed
+        )
 
     def mark(self) -> Mark:
         """A copy of this moment."""
@@ -173,7 +215,7 @@ class Session(Iterator):
 
     def fork(self) -> "Session":
         """A twin that goes on from here by itself."""
-        return Session(self.pipeline, self.mark(), self.seed)
+        return Session(self.pipeline, self.mark(), self.seed, self.ahead)
 
     def reset(self, sample: int, context=None, context_action=None, reference=None, observed=None) -> None:
         """Starts sample ``sample`` again, as it would start alone; the others do not notice.
@@ -213,7 +255,9 @@ class Session(Iterator):
         which = jnp.arange(self.batch) == sample
         decoder = replace_samples(pipeline.codec, self._mark.decoder, prime(pipeline.codec, context), which)
         state = put(pipeline.rollout.replace_samples(state, fresh, which), pipeline.mesh)
-        self._mark = self._mark._replace(state=state, observed=queue, decoder=decoder)
+        frame = self._mark.frame.copy()
+        frame[sample] = given or -layout.pad
+        self._mark = self._mark._replace(state=state, frame=frame, observed=queue, decoder=decoder)
 
     def save(self, path) -> None:
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
@@ -221,6 +265,8 @@ class Session(Iterator):
         arrays = {"state": mark.state, "condition": mark.condition}
         kept = ("queue", "held", "observed", "decoder")
         arrays |= {name: value for name in kept if (value := getattr(mark, name)) is not None}
+        if mark.ahead is not None:
+            arrays["ahead"] = mark.ahead.fetch(Watch())
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
             "config": json.loads(to_json(self.pipeline.recipe.config)),
@@ -231,6 +277,7 @@ class Session(Iterator):
             "observed": None if mark.observed is None else mark.observed.shape[1],
             "text": text,
             "decoded": self.decoded,
+            "ahead": None if mark.ahead is None else list(arrays["ahead"].shape),
         }
         save_tree(path, arrays, meta)
 

@@ -52,18 +52,20 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
             cond["context_action"] = np.stack([clip["action"][:context] for clip in clips])
             cond["action"] = np.stack([clip["action"][context:] for clip in clips])
             cond = {k: v for k, v in cond.items() if k != "action" or v.shape[1]}
-    stream = pipeline.stream(seed, batch, cond, given)
+    stream = pipeline.stream(seed, batch, cond, given, ahead=True)
     parts, wanted = [], frames if codec is None else latents_for(codec, frames, stream.decoded)
     if given is not None:
         parts.append(given if codec is None or encodes else np.asarray(codec.decode(given)))
-    context = parts[0].shape[1] if parts else 0
+    context, steps = parts[0].shape[1] if parts else 0, -(-(wanted + stream.void) // block)
     start = time.perf_counter()
-    for i in tqdm(range(-(-(wanted + stream.void) // block)), unit="block", dynamic_ncols=True):
+    for i in tqdm(range(steps), unit="block", dynamic_ncols=True):
+        stream.ahead = i + 1 < steps
         parts.append(next(stream))
-        if i == 0:
-            first, begun = time.perf_counter() - start, parts[-1].shape[1]
     seconds = time.perf_counter() - start
     video = np.concatenate(parts, axis=1)[:, : context + frames]
     write_video(out, tile(video), fps or config.data.fps or 10.0)
-    later = f", then {(frames - begun) / max(seconds - first, 1e-9):.1f} frames/s" if frames > begun else ""
-    print(f"{out}: {batch} x {frames} frames after {context} given ones; first block after {first:.2f} s{later}")
+    rate, first = stream.watch.frames / max(seconds, 1e-9), stream.watch.first
+    print(
+        f"{out}: {batch} x {frames} frames after {context} given ones, {rate:.1f} frames/s; first output after "
+        f"{first:.2f} s; {stream.watch}"
+    )

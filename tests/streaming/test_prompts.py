@@ -65,7 +65,7 @@ def equal(a, b):
 
 
 def programs(pipe):
-    return pipe.advance._cache_size(), pipe.encode_condition._cache_size()
+    return pipe.programs.filling._cache_size(), pipe.programs.full._cache_size(), pipe.encode_condition._cache_size()
 
 
 def test_a_run_carries_words_body_and_autoencoder(folder, pipe):
@@ -130,7 +130,7 @@ def test_a_new_prompt_changes_later_blocks_only_and_compiles_nothing(pipe):
     stream.update({"text": text[0], "text_mask": mask[0]})
     stream.update({"text": ["does walk", "a person"]})
     next(stream)
-    assert programs(pipe) == before == (1, 1)
+    assert programs(pipe) == before and max(before) == 1
     with pytest.raises(UserError, match=rf"has 3 tokens and this stream began with {TOKENS}: its shape stays"):
         stream.update({"text": np.array([2, 3, 4], np.int32)})
 

@@ -31,7 +31,8 @@ def reference(q_BTNHK, keys, values, mask):
     scores, start = [], 0
     for k_BSMHK in keys:  # scored apart, so that the cache is not copied to join it with the block's own keys
         S, M = k_BSMHK.shape[1:3]
-        score = jnp.einsum("BHQK,BSMHK->BHQSM", q_BHQK, k_BSMHK, preferred_element_type=jnp.float32)
+        k_BXHK = k_BSMHK.reshape(B, S * M, H, K)
+        score = jnp.einsum("BHQK,BXHK->BHQX", q_BHQK, k_BXHK, preferred_element_type=jnp.float32)
         if not everything:
             seen = mask[:, None, :, None, start : start + S, None]
             score = jnp.where(seen, score.reshape(B, H, T, N, S, M), -jnp.inf)
@@ -41,7 +42,7 @@ def reference(q_BTNHK, keys, values, mask):
     out, start = 0, 0
     for v_BSMHK in values:
         S, M = v_BSMHK.shape[1:3]
-        part = weight[..., start : start + S * M].reshape(B, H, T * N, S, M)
-        out += jnp.einsum("BHQSM,BSMHK->BQHK", part, v_BSMHK)
+        part = weight[..., start : start + S * M]
+        out += jnp.einsum("BHQX,BXHK->BHQK", part, v_BSMHK.reshape(B, S * M, H, K))
         start += S * M
-    return out.reshape(B, T, N, H, K)
+    return out.swapaxes(1, 2).reshape(B, T, N, H, K)
