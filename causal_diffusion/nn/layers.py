@@ -37,3 +37,16 @@ def join_projections(params: dict) -> dict:
         return out
     parts = [out.pop(name) for name in "qkv"]
     return out | {"qkv": jax.tree.map(lambda *each: jnp.concatenate(each, axis=-1), *parts)}
+
+
+def split_projections(params: dict) -> dict:
+    """Joined parameters -> the canonical form. Canonical ones pass through."""
+    if not isinstance(params, dict):
+        return params
+    out = {name: split_projections(value) for name, value in params.items()}
+    joined = out.pop("qkv", None)
+    if joined is None:
+        return out
+    each = jax.tree.map(lambda a: jnp.split(a, 3, axis=-1), joined)
+    return out | {name: jax.tree.map(lambda a, i=i: a[i], each, is_leaf=lambda a: isinstance(a, list))
+                  for i, name in enumerate("qkv")}  # fmt: skip

@@ -47,9 +47,9 @@ def export_stream(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)  # what is here is not whole until the end
-    arrays = flax.traverse_util.flatten_dict(pipeline.params, sep="/")
+    arrays = flax.traverse_util.flatten_dict(pipeline.weights, sep="/")
     write_weights(out / PARAMETERS, arrays, {"format": FORMAT})
-    names = ["/".join(key.key for key in at) for at, _ in jax.tree.leaves_with_path(pipeline.params)]
+    names = ["/".join(key.key for key in at) for at, _ in jax.tree.leaves_with_path(pipeline.weights)]
     for name, (function, arguments) in programs.items():
         exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
         write_whole(out / f"{name}.bin", bytes(exported.serialize()))
@@ -102,7 +102,7 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     def advanced(params, state, encoded, steering, n):
         return rollout.advance(params, state, encoded, *steering, n[0], capacity=capacity)
 
-    params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.params)
+    params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.weights)
     keys = jax.eval_shape(lambda: sample_keys(0, batch))
     condition = jax.eval_shape(lambda: null_condition(model, batch, tokens=tokens))
     encoded = jax.eval_shape(rollout.encode_condition, params, condition)
