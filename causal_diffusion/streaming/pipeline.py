@@ -45,7 +45,8 @@ class Pipeline:
     """A system with its parameters.
 
     Attributes:
-        params: the averaged (EMA) parameters in canonical form; weights: the same as programs take them (``nn.layers``).
+        params: the averaged (EMA) parameters in canonical form.
+        weights: the same as programs take them (``nn.layers``).
         programs: those that make blocks, compiled (``programs``).
         recipe: the checked config; ``recipe.config`` is the config itself.
         rollout: the pure functions underneath, to build one's own loop from.
