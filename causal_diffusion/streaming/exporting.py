@@ -99,8 +99,11 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
             params, keys, encoded, context, past, ramp, np.int32(0), reference, seen, np.int32(0)
         )
 
-    def advanced(params, state, encoded, steering, n):
-        return rollout.advance(params, state, encoded, *steering, n[0], capacity=capacity)
+    def advancing(rollout):
+        def advanced(params, state, encoded, steering, n):
+            return rollout.advance(params, state, encoded, *steering, n[0], capacity=capacity)
+
+        return advanced
 
     params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.weights)
     keys = jax.eval_shape(lambda: sample_keys(0, batch))
@@ -114,11 +117,14 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     programs = {
         "encode_condition": _flat(rollout.encode_condition, params, condition),
         "init_state": _flat(begun, params, keys, encoded, given),
-        "advance": _flat(advanced, params, state, encoded, steering, [_like((), np.int32)]),
     }
+    begun = np.full(batch, context or -recipe.layout.pad)
+    steps = pipeline.programs.of_stream(begun)
+    for name, (_, each) in steps.items():
+        programs[name] = _flat(advancing(each), params, state, encoded, steering, [_like((), np.int32)])
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
-        advance=[("advance", 0)], capacity=capacity, pad=recipe.layout.pad,
+        steps=[(name, step) for name, (step, _) in steps.items()], capacity=capacity, pad=recipe.layout.pad,
         keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         text=[] if condition.text is None else condition.text.shape[2:],

@@ -36,13 +36,23 @@ class Programs:
     def __init__(self, rollout: Rollout, capacity: int, mesh):
         self._emit, self._compiling = rollout.emit, {}
         self._begins = full_from(rollout.recipe) + (rollout.block if rollout.fused else 0)
-        self.filling = self.full = _program(rollout, "filling", capacity, mesh)
+        self._rollouts = {"filling": rollout}
         if rollout.settles:
-            self.full = _program(dataclasses.replace(rollout, full=True), "full", capacity, mesh)
+            self._rollouts["full"] = dataclasses.replace(rollout, full=True)
+        made = {name: _program(each, name, capacity, mesh) for name, each in self._rollouts.items()}
+        self.filling, self.full = made["filling"], made.get("full", made["filling"])
 
     def filling_blocks(self, frame: np.ndarray) -> int:
         """How many steps of a stream that emits ``frame`` [B] next are still made while some ring fills."""
         return max(0, -(-(self._begins - int(frame.min())) // self._emit))
+
+    def of_stream(self, frame: np.ndarray) -> dict[str, tuple[int, Rollout]]:
+        """{name: (the step from which on it makes a stream that emits ``frame`` [B] first, its rollout)}, in order."""
+        begins = {"filling": 0, "full": self.filling_blocks(frame)}
+        both = {name: (begins[name], rollout) for name, rollout in self._rollouts.items()}
+        if both.get("full", (1,))[0] == 0:
+            del both["filling"]
+        return both
 
     def choose(self, frame: np.ndarray, n: int):
         """(the program that makes the next step, how many of the next ``n`` steps it makes)."""
