@@ -147,7 +147,7 @@ def third_party_imports(*paths):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"causal_diffusion", "tests"}
+    return names - set(sys.stdlib_module_names) - {"causal_diffusion", "tests", "benchmarks"}
 
 
 def test_every_import_is_declared(setup_arguments):
@@ -171,6 +171,7 @@ def test_every_import_is_declared(setup_arguments):
     interop = declared | {Requirement(r).name for r in extras["interop"]}
     assert not undeclared((package / "interop").rglob("*.py"), interop)
     assert not undeclared([package / "live.py"], declared | {Requirement(r).name for r in extras["live"]})
+    assert not undeclared([ROOT / "benchmarks"], declared | {Requirement(r).name for r in extras["bench"]})
     assert not undeclared([ROOT / "tests"], interop | {Requirement(r).name for r in extras["test"]})
 
 
