@@ -11,7 +11,9 @@ A limit is what the hardware would do at best (``docs/performance.md``), in the 
 much of it was reached.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import platform
@@ -80,11 +82,9 @@ def device() -> str:
 def versions() -> dict[str, str]:
     """Of Python, jax, and torch where it is there."""
     found = {"python": platform.python_version(), "jax": jax.__version__}
-    try:
-        import torch
-    except ImportError:
-        return found
-    return found | {"torch": torch.__version__}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["torch"] = importlib.metadata.version("torch")
+    return found
 
 
 def row(name: str, what: str, figures=(), *, config: str = "", flops=None, size="full", not_run: str = "", **more):

@@ -12,8 +12,8 @@ This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetens
     parameters.safetensors   the averaged parameters
     encode_condition.bin     a condition as the network reads it, once per change
     init_state.bin           a stream that has seen its context
-    filling.bin, full.bin    up to ``capacity`` steps before and after the ring of slots is full, those that there are:
-                             (state, frames); what they return lies where their state lay
+    filling.bin, full.bin    up to ``capacity`` steps while the cache fills, and afterwards: (state, frames); what they
+                             return lies where their state lay
 
 where programs are StableHLO as ``jax.export`` serialises it, for one batch size and one length of context. Their
 arguments and results are lists of arrays: pytrees are flattened, and keys of random numbers are their raw uint32. On
@@ -69,7 +69,7 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
         raise UserError(f"{folder} is for {', '.join(meta['platforms'])} and this device is {platform}: export it with "
                         f"--platforms={wanted}")  # fmt: skip
     params = [jax.device_put(arrays[name]) for name in meta["parameters"]]
-    advances = {f"{name}.bin" for name, _ in meta["advance"]}
+    advances = {f"{name}.bin" for name, _ in meta["steps"]}
     programs = {name: _compiled(folder / name, data, donate=name in advances) for name, data in files.items()}
     return Programs(meta, params, programs)
 
@@ -174,8 +174,8 @@ class Stream:
 
     def _now(self):
         """(the program that advances the stream now, the step before which another one does)."""
-        ahead = [step for _, step in self._meta["advance"] if step > self._done]
-        name = [name for name, step in self._meta["advance"] if step <= self._done][-1]
+        ahead = [step for _, step in self._meta["steps"] if step > self._done]
+        name = [name for name, step in self._meta["steps"] if step <= self._done][-1]
         return name, min(ahead, default=math.inf)
 
     def _begin(self, seed, condition, context, context_action, reference, action, observed):

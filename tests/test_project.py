@@ -147,7 +147,7 @@ def third_party_imports(*paths):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"causal_diffusion", "tests"}
+    return names - set(sys.stdlib_module_names) - {"causal_diffusion", "tests", "benchmarks"}
 
 
 def test_every_import_is_declared(setup_arguments):
@@ -171,6 +171,7 @@ def test_every_import_is_declared(setup_arguments):
     interop = declared | {Requirement(r).name for r in extras["interop"]}
     assert not undeclared((package / "interop").rglob("*.py"), interop)
     assert not undeclared([package / "live.py"], declared | {Requirement(r).name for r in extras["live"]})
+    assert not undeclared([ROOT / "benchmarks"], declared | {Requirement(r).name for r in extras["bench"]})
     assert not undeclared([ROOT / "tests"], interop | {Requirement(r).name for r in extras["test"]})
 
 
@@ -184,7 +185,8 @@ def test_the_tested_versions_satisfy_what_setup_asks_for(setup_arguments, python
             assert canonicalize_name(pin.name) not in pins, f"{pin.name} is pinned twice for Python {python}"
             pins[canonicalize_name(pin.name)] = pin.specifier
     extras = setup_arguments["extras_require"]
-    asked = [*setup_arguments["install_requires"], *extras["test"], *extras["interop"], *extras["live"]]
+    asked = setup_arguments["install_requires"].copy()
+    asked += [wanted for name in ("test", "interop", "live", "bench") for wanted in extras[name]]
     for wanted in map(Requirement, asked):
         (pin,) = pins[canonicalize_name(wanted.name)]
         assert pin.operator == "==" and wanted.specifier.contains(Version(pin.version)), wanted

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.rows import Figure
-from benchmarks.streaming import compilations, example_condition
+from benchmarks.streaming import PROGRAMS, compilations, example_condition
 from benchmarks.systems import config_hash, random_pipeline
 from causal_diffusion.config import freeze, load_config
 
@@ -49,7 +49,7 @@ def run(pairs: int, size: str) -> dict:
         first = len(names)
         for _ in range(BLOCKS[size] - 1):
             stream.next()
-    step = [name for name in names if name.startswith("advance")]
+    step = [name for name in names if name in PROGRAMS and name != "init_state"]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         cold, warm = (start(CONFIGS[size], folder) for _ in range(2))

@@ -30,10 +30,35 @@ def stack_layers(params: dict) -> dict:
 
 def join_projections(params: dict) -> dict:
     """Canonical parameters -> those of a joined model. Joined ones pass through; cross-attention stays as it is."""
-    if not isinstance(params, dict):
-        return params
-    out = {name: value if name == "cross_attention" else join_projections(value) for name, value in params.items()}
-    if not {"q", "k", "v"} <= params.keys():
-        return out
-    parts = [out.pop(name) for name in "qkv"]
-    return out | {"qkv": jax.tree.map(lambda *each: jnp.concatenate(each, axis=-1), *parts)}
+    return _in_blocks(params, _joined)
+
+
+def split_projections(params: dict) -> dict:
+    """Joined parameters -> the canonical form. Canonical ones pass through."""
+    return _in_blocks(params, _apart)
+
+
+def _in_blocks(params, change):
+    """The parameters with every attention of every block changed."""
+
+    def attentions(block):
+        return {name: change(part) if name.endswith("attention") and name != "cross_attention" else part
+                for name, part in block.items()}  # fmt: skip
+
+    return {name: attentions(part) if name.startswith("block_") else part for name, part in params.items()}
+
+
+def _joined(attention):
+    if "qkv" in attention:
+        return attention
+    rest = {name: part for name, part in attention.items() if name not in ("q", "k", "v")}
+    parts = [attention[name] for name in "qkv"]
+    return rest | {"qkv": jax.tree.map(lambda *each: jnp.concatenate(each, axis=-1), *parts)}
+
+
+def _apart(attention):
+    if "qkv" not in attention:
+        return attention
+    rest, joined = {name: part for name, part in attention.items() if name != "qkv"}, attention["qkv"]
+    parts = {leaf: jnp.split(a, 3, axis=-1) for leaf, a in joined.items()}
+    return rest | {name: {leaf: each[i] for leaf, each in parts.items()} for i, name in enumerate("qkv")}

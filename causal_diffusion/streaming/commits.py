@@ -20,7 +20,7 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Commits(Passes):
-    """Pure functions of a recipe. ``params`` are canonical (unrolled) parameters throughout."""
+    """Pure functions of a recipe. ``params`` are canonical or joined ones, see ``Passes``."""
 
     @property
     def fused(self) -> bool:

@@ -47,9 +47,9 @@ def export_stream(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)  # what is here is not whole until the end
-    arrays = flax.traverse_util.flatten_dict(pipeline.params, sep="/")
+    arrays = flax.traverse_util.flatten_dict(pipeline.weights, sep="/")
     write_weights(out / PARAMETERS, arrays, {"format": FORMAT})
-    names = ["/".join(key.key for key in at) for at, _ in jax.tree.leaves_with_path(pipeline.params)]
+    names = ["/".join(key.key for key in at) for at, _ in jax.tree.leaves_with_path(pipeline.weights)]
     for name, (function, arguments) in programs.items():
         exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
         write_whole(out / f"{name}.bin", bytes(exported.serialize()))
@@ -99,14 +99,13 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
             params, keys, encoded, context, past, ramp, np.int32(0), reference, seen, np.int32(0)
         )
 
-    def advanced(name):
-        def advance(params, state, encoded, steering, n):
-            made_of = pipeline.programs.rollouts[name]
-            return made_of.advance(params, state, encoded, *steering, n[0], capacity=capacity)
+    def advancing(rollout):
+        def advanced(params, state, encoded, steering, n):
+            return rollout.advance(params, state, encoded, *steering, n[0], capacity=capacity)
 
-        return advance
+        return advanced
 
-    params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.params)
+    params = jax.tree.map(lambda a: _like(a.shape, a.dtype), pipeline.weights)
     keys = jax.eval_shape(lambda: sample_keys(0, batch))
     condition = jax.eval_shape(lambda: null_condition(model, batch, tokens=tokens))
     encoded = jax.eval_shape(rollout.encode_condition, params, condition)
@@ -115,16 +114,17 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     given = (reference, _like((batch, context, *recipe.frame_shape)), acted(batch, context), *waiting)
     state = jax.eval_shape(begun, params, keys, encoded, given)
     steering = (acted(capacity, batch, rollout.emit), watched(capacity, batch, rollout.emit))
-    plan = pipeline.programs.plan(np.full(batch, context or -recipe.layout.pad))
-    steps = (params, state, encoded, steering, [_like((), np.int32)])
     programs = {
         "encode_condition": _flat(rollout.encode_condition, params, condition),
         "init_state": _flat(begun, params, keys, encoded, given),
-        **{name: _flat(advanced(name), *steps) for name, _ in plan},
     }
+    begun = np.full(batch, context or -recipe.layout.pad)
+    steps = pipeline.programs.of_stream(begun)
+    for name, (_, each) in steps.items():
+        programs[name] = _flat(advancing(each), params, state, encoded, steering, [_like((), np.int32)])
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
-        advance=plan, capacity=capacity, pad=recipe.layout.pad,
+        steps=[(name, step) for name, (step, _) in steps.items()], capacity=capacity, pad=recipe.layout.pad,
         keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         text=[] if condition.text is None else condition.text.shape[2:],

@@ -27,7 +27,8 @@ from causal_diffusion import cache as caching
 from causal_diffusion.layout import CLEAN, COARSE, NOISY, REFERENCE, Ids
 from causal_diffusion.nn import rope
 from causal_diffusion.nn.embedders import Condition
-from causal_diffusion.nn.transformer import EncodedCondition, Stream
+from causal_diffusion.nn.layers import join_projections
+from causal_diffusion.nn.transformer import EncodedCondition, Stream, Transformer
 from causal_diffusion.streaming.shown import Shown
 from causal_diffusion.streaming.state import Action, State
 from causal_diffusion.streaming.visible import Known, seen, steady
@@ -89,7 +90,10 @@ class Past(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Passes(Shown):
-    """Pure functions of a recipe. ``params`` are canonical (unrolled) parameters throughout."""
+    """Pure functions of a recipe. ``params`` are canonical or joined parameters (``nn.layers``) throughout.
+
+    Joined ones are faster: canonical ones are joined by the program itself, every time that it runs.
+    """
 
     def encode_condition(self, params, condition: Condition) -> EncodedCondition:
         """[B, 1, ...] -> all branches, [BG, 1, ...]. Once per change of the condition.
@@ -111,8 +115,7 @@ class Passes(Shown):
             text=None if text is None else across("text", text, jnp.zeros_like),
             text_mask=None if mask is None else across("", mask, None),
         )
-        model = self.recipe.model
-        return model.apply({"params": params}, condition, method=model.encode_condition)
+        return self._apply(params, condition, method="encode_condition")
 
     def predict(self, params, past: Past, parts, branches=None, *, sinks=True, compaction=None, hidden=False):
         """The network on ``parts`` and the past.
@@ -180,8 +183,8 @@ class Passes(Shown):
         if recipe.model.config.prefix:
             prefix_mask = branched(layout.prefix_visible(own, keys, recipe.model.config.prefix))
         name = "coarse" if parts[-1].role == COARSE else "own"
-        out, kv = recipe.model.apply(
-            {"params": params},
+        out, kv = self._apply(
+            params,
             {name: stream},
             self._conditions(parts, branches),
             mask,
@@ -202,10 +205,16 @@ class Passes(Shown):
             return jnp.broadcast_to(a[:, None], (B, G, *a.shape[1:])).reshape(B * G, *a.shape[1:])
 
         x, told = self.recipe.process.network_input(own.x, own.t), jax.lax.optimization_barrier(own.told)
-        model = self.recipe.model
         h = h.reshape(B * G, *h.shape[2:])
-        out = model.apply({"params": params}, flat(x), flat(told), h, method=model.per_token)
+        out = self._apply(params, flat(x), flat(told), h, method="per_token")
         return out.reshape(B, G, *out.shape[1:])
+
+    def _apply(self, params, *args, **options):
+        """The network, with joined parameters (``nn.layers``) where it is a transformer."""
+        model = self.recipe.model
+        if isinstance(model, Transformer):
+            model, params = model.clone(joined=True), join_projections(params)
+        return model.apply({"params": params}, *args, **options)
 
     def kept(self, state: State, branches=None, window=None, turned=None) -> Past:
         """What is kept of the past.

@@ -15,7 +15,7 @@ from causal_diffusion.checkpoint import beside, folder_of, load_tree, read_ema, 
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.motion.body import Body
-from causal_diffusion.nn.layers import unstack_layers
+from causal_diffusion.nn.layers import join_projections, split_projections, unstack_layers
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.vae import Codec
@@ -46,6 +46,7 @@ class Pipeline:
 
     Attributes:
         params: the averaged (EMA) parameters in canonical form.
+        weights: the same as programs take them (``nn.layers``).
         programs: those that make blocks, compiled (``programs``).
         recipe: the checked config; ``recipe.config`` is the config itself.
         rollout: the pure functions underneath, to build one's own loop from.
@@ -68,7 +69,8 @@ class Pipeline:
         self.text, self.body = text, body
         self.mesh = mesh = as_mesh(mesh, self.recipe.model.config)
         self.rollout = Rollout(self.recipe, loss=loss, loss_scale=loss_scale)
-        self.params, self.codec = put_params(unstack_layers(params), codec, mesh)
+        params, self.codec = put_params(unstack_layers(params), codec, mesh)
+        self.params = params
         self.encode_condition = compiled(self.rollout.encode_condition, mesh)
         self.init_state = compiled(self.rollout.init_state, mesh)
         self.recache = compiled(self.rollout.recache, mesh)
@@ -78,6 +80,16 @@ class Pipeline:
     def config(self):
         """The frozen config."""
         return self.recipe.config
+
+    @property
+    def params(self):
+        """The averaged (EMA) parameters in canonical form; others may be put in their place, in any form."""
+        return split_projections(self.weights)
+
+    @params.setter
+    def params(self, params):
+        # Over `tensor` heads are dealt out, those of q, k and v alike; side by side they would not be.
+        self.weights = join_projections(params) if self.mesh is None else params
 
     @classmethod
     def from_checkpoint(cls, path, *, step: int | None = None, overrides=(), mesh=None) -> "Pipeline":
@@ -175,7 +187,7 @@ class Pipeline:
         past = parse_action(model, cond.get("context_action"), batch, "cond['context_action']")
         check_context_action(past, context, "cond['context_action']")
         with watch.phase("condition"):
-            encoded = self.encode_condition(self.params, condition)
+            encoded = self.encode_condition(self.weights, condition)
         held, ramp = None, None
         if model.action and self.rollout.waiting:
             void = 0 if context.shape[1] else self.recipe.layout.pad
@@ -189,7 +201,7 @@ class Pipeline:
         # The cursor is typed, so that `reset` finds this very program compiled.
         with watch.phase("beginning"):
             state = self.init_state(
-                self.params, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
+                self.weights, keys, encoded, context, as_action(past), ramp, np.int32(0), reference, seen, np.int32(0)
             )
         decoder, frame = prime(self.codec, context), np.full(batch, context.shape[1] or -self.recipe.layout.pad)
         mark = Mark(state, frame, condition, encoded, queue, held, watched, decoder)
@@ -259,14 +271,14 @@ class Pipeline:
             text = jax.ShapeDtypeStruct(shape if ids else (*shape, model.text), np.int32 if ids else np.float32)
             mask = jax.ShapeDtypeStruct((batch, 1, meta["text"]), np.bool_)
             condition = dataclasses.replace(condition, text=text, text_mask=mask)
-        encoded = jax.eval_shape(self.rollout.encode_condition, self.params, condition)
+        encoded = jax.eval_shape(self.rollout.encode_condition, self.weights, condition)
         keys = jax.eval_shape(lambda: sample_keys(0, batch))
         reference = None
         if self.recipe.layout.reference:
             reference = jax.ShapeDtypeStruct((batch, *self.recipe.frame_shape), np.float32)
         state = jax.eval_shape(
             lambda *given: self.rollout.init_state(*given[:3], reference=given[3]),
-            self.params, keys, encoded, reference,
+            self.weights, keys, encoded, reference,
         )  # fmt: skip
         like = {"state": state, "condition": condition}
         if meta["queue"] is not None:
@@ -282,7 +294,7 @@ class Pipeline:
         tree = load_tree(path, like)[0]
         frame, ahead = np.asarray(tree["state"].frame), tree.pop("ahead", None)
         tree, ahead = put(tree, self.mesh), None if ahead is None else Output(1, 0, (), [np.asarray(ahead)])
-        encoded = self.encode_condition(self.params, tree["condition"])
+        encoded = self.encode_condition(self.weights, tree["condition"])
         rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
         mark = Mark(tree["state"], frame, tree["condition"], encoded, *rest, tree.get("decoder"), ahead)
         session = Session(self, mark, meta["seed"], ahead=ahead is not None)

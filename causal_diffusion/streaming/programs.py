@@ -31,33 +31,33 @@ class Programs:
     Attributes:
         filling, full: (params, state, condition, action, observed, n) -> (state, blocks); the state is donated. One and
             the same where a full ring changes nothing.
-        rollouts: what each is made of, by name; 'full' where there is one.
     """
 
     def __init__(self, rollout: Rollout, capacity: int, mesh):
         self._emit, self._compiling = rollout.emit, {}
         self._begins = full_from(rollout.recipe) + (rollout.block if rollout.fused else 0)
-        self.rollouts = {"filling": rollout}
+        self._rollouts = {"filling": rollout}
         if rollout.settles:
-            self.rollouts["full"] = dataclasses.replace(rollout, full=True)
-        made = {name: _program(each, name, capacity, mesh) for name, each in self.rollouts.items()}
+            self._rollouts["full"] = dataclasses.replace(rollout, full=True)
+        made = {name: _program(each, name, capacity, mesh) for name, each in self._rollouts.items()}
         self.filling, self.full = made["filling"], made.get("full", made["filling"])
 
     def filling_blocks(self, frame: np.ndarray) -> int:
         """How many steps of a stream that emits ``frame`` [B] next are still made while some ring fills."""
         return max(0, -(-(self._begins - int(frame.min())) // self._emit))
 
+    def of_stream(self, frame: np.ndarray) -> dict[str, tuple[int, Rollout]]:
+        """{name: (the step from which on it makes a stream that emits ``frame`` [B] first, its rollout)}, in order."""
+        begins = {"filling": 0, "full": self.filling_blocks(frame)}
+        both = {name: (begins[name], rollout) for name, rollout in self._rollouts.items()}
+        if both.get("full", (1,))[0] == 0:
+            del both["filling"]
+        return both
+
     def choose(self, frame: np.ndarray, n: int):
         """(the program that makes the next step, how many of the next ``n`` steps it makes)."""
         filling = self.filling_blocks(frame)
         return (self.filling, min(n, filling)) if filling else (self.full, n)
-
-    def plan(self, frame: np.ndarray) -> list[tuple[str, int]]:
-        """(name, the first step that it makes) of the programs of an endless stream, in this order."""
-        filling = self.filling_blocks(frame)
-        if "full" not in self.rollouts:
-            return [("filling", 0)]
-        return [("filling", 0), ("full", filling)] if filling else [("full", 0)]
 
     def prepare(self, frame: np.ndarray, steps: int | None, *args) -> None:
         """Begins to compile what ``steps`` steps from ``frame`` on need, None being endless; ``args`` of a call."""

@@ -33,7 +33,7 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Rollout(Denoise):
-    """Pure streaming functions of a recipe. ``params`` are canonical (unrolled) parameters throughout."""
+    """Pure streaming functions of a recipe. ``params`` are canonical or joined ones, see ``Passes``."""
 
     def init_state(
         self,
@@ -54,7 +54,7 @@ class Rollout(Denoise):
         takes a noisy block to look at it.
 
         Args:
-            params: canonical parameters.
+            params: canonical or joined ones.
             keys: [B], see ``sample_keys``.
             condition: from ``encode_condition``, [BG, 1, ...].
             context: given frames [B, Tc, *space, C], whole blocks (the first one may be short); None or Tc = 0: none.

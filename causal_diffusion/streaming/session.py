@@ -140,7 +140,7 @@ class Session(Iterator):
             seen, _ = take_observed(None, rollout.emit, self.batch, recipe.frame_shape)
             observed = Observed(*(self._by_step(a, 1, capacity) for a in (seen.value, seen.given)))
         with self.watch.phase("compiling"):
-            given = (pipeline.params, mark.state, mark.encoded, action, observed, 1)
+            given = (pipeline.weights, mark.state, mark.encoded, action, observed, 1)
             pipeline.programs.prepare(mark.frame, blocks, *given)
         with self.watch.phase("beginning"):
             jax.block_until_ready(mark.state)
@@ -152,7 +152,7 @@ class Session(Iterator):
         with self.watch.phase("compiling"):
             pipeline.programs.wait(program)
         void, actions, observed = self.void, self._actions(n, capacity), self._observed(n, capacity)
-        state, emitted = program(pipeline.params, mark.state, mark.encoded, actions, observed, n)
+        state, emitted = program(pipeline.weights, mark.state, mark.encoded, actions, observed, n)
         output, decoder = begin_output(pipeline.codec, emitted, n, void, mark.decoder)
         frame = mark.frame + n * pipeline.rollout.emit
         self._mark = self._mark._replace(state=state, frame=frame, decoder=decoder)
@@ -193,12 +193,12 @@ class Session(Iterator):
         condition = parse_condition(model, self.pipeline.read_prompts(cond), self.batch, self._mark.condition)
         condition = put(condition, self.pipeline.mesh)
         with self.watch.phase("condition"):
-            encoded = self.pipeline.encode_condition(self.pipeline.params, condition)
+            encoded = self.pipeline.encode_condition(self.pipeline.weights, condition)
         state = self._mark.state
         if when == "in_flight":
             state = put(self.pipeline.rollout.steer_in_flight(state, encoded), self.pipeline.mesh)
         if recache:
-            state = self.pipeline.recache(self.pipeline.params, state, encoded)
+            state = self.pipeline.recache(self.pipeline.weights, state, encoded)
         queue = parse_action(model, cond.get("action"), self.batch)
         queue = self._mark.queue if queue is None else queue
         self._mark = self._mark._replace(
@@ -249,7 +249,7 @@ class Session(Iterator):
             reference = parse_reference(recipe, other, context, self.batch)
         seen, queue = self._observed_from(sample, parse_observed(recipe, observed, 1))
         fresh = pipeline.init_state(
-            pipeline.params, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference, seen,
+            pipeline.weights, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference, seen,
             coarse_cursor,
         )  # fmt: skip
         which = jnp.arange(self.batch) == sample

@@ -111,7 +111,7 @@ def summary(recipe, mesh, compiled, *frozen, flops: float | None = None) -> str:
     lines += [f"memory      {size / 2**20:,.1f} MiB {name}" for name, size in memory_estimate(compiled).items()]
     lines += [
         f"collectives {traffic.count:,} {kind}, {traffic.bytes / 2**20:,.1f} MiB per step and device"
-        for kind, traffic in collectives(compiled.as_text()).items()
+        for kind, traffic in (collectives(compiled.as_text()) if mesh.size > 1 else {}).items()
     ]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ its average or a moment of its gradient, lies where the parameter lies.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -56,6 +57,7 @@ def create(recipe, key) -> TrainState:
     )
 
 
+@functools.lru_cache(maxsize=4)  # a run asks four times, and tracing takes as long as reading a small program
 def abstract_state(recipe, mesh) -> tuple[TrainState, TrainState]:
     """(ShapeDtypeStructs, shardings) of every leaf. Makes no arrays."""
     shapes = jax.eval_shape(lambda key: create(recipe, key), jax.random.key(0))

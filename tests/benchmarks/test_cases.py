@@ -58,6 +58,17 @@ def test_a_case_without_torch_says_which_extra_has_it(monkeypatch):
     assert "[bench]" in row["not_run"] and "torch" in row["not_run"] and "diffusers" in row["not_run"]
 
 
+@pytest.mark.full
+def test_the_programs_of_a_stream_are_counted(monkeypatch):
+    """With a window shorter than what is streamed both are: filling and full."""
+    from benchmarks.cpu import compile
+
+    monkeypatch.setattr(compile, "start", lambda *given: {"compile_seconds": 2.0, "seconds": 3.0})
+    figures = {figure.name: figure.value for figure in compile.run(1, "tiny")["figures"]}
+    assert figures["programs of a stream's step"] == 2 and figures["compilations in blocks 2 to 12"] == 0
+    assert figures["training: second start, compiling / first"] == 100.0
+
+
 def test_what_was_asked_is_compared_with_the_end_that_it_is_asked_of():
     ratio = Ratio(1.1, 0.9, 1.3, 30)
     asked = {("low", ">=", 1.0): False, ("value", ">=", 1.0): True}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout
-from causal_diffusion.nn.layers import join_projections, stack_layers, unstack_layers
+from causal_diffusion.nn.layers import join_projections, split_projections, stack_layers, unstack_layers
 from causal_diffusion.nn.transformer import Transformer, TransformerConfig
 
 
@@ -119,6 +119,7 @@ def test_joined_projections_are_the_same_network(tiny, sizes):
     shapes = jax.eval_shape(lambda: joined.init(jax.random.key(0), *given))["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, join_projections(params), params))
+    jax.tree.map(np.testing.assert_array_equal, split_projections(params), made.params)
     out, kv = jax.jit(joined.apply)({"params": params}, *given)
     for new, old in zip(jax.tree.leaves((out, kv)), jax.tree.leaves(made.forward()), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())
