@@ -31,7 +31,7 @@ from causal_diffusion.nn.layers import join_projections
 from causal_diffusion.nn.transformer import EncodedCondition, Stream, Transformer
 from causal_diffusion.streaming.shown import Shown
 from causal_diffusion.streaming.state import Action, State
-from causal_diffusion.streaming.visible import Known, seen, steady
+from causal_diffusion.streaming.visible import Known, alike, seen, steady
 
 Array = Any
 
@@ -176,10 +176,13 @@ class Passes(Shown):
             clean=branched(own.role != NOISY),
         )
         mask = prefix_mask = None
+        each = [part.known for part in parts]
         if self.full and past.slots is not None:
-            mask = steady(recipe, [part.known for part in parts], branches, sinks)
+            mask = steady(recipe, each, branches, sinks)
         if mask is None:
             mask = flat(jnp.stack(seen(recipe, own, keys, branches, sinks), axis=1))
+            if recipe.model.config.backend == "cudnn" and alike(recipe, each, branches, sinks):
+                mask = mask[:, :1]  # it counts keys instead of hiding them
         if recipe.model.config.prefix:
             prefix_mask = branched(layout.prefix_visible(own, keys, recipe.model.config.prefix))
         name = "coarse" if parts[-1].role == COARSE else "own"

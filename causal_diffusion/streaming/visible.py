@@ -84,3 +84,22 @@ def steady(recipe, parts: list[Known], branches, sinks: bool = True) -> StaticMa
                     return None
                 found = mask
     return StaticMask(found)
+
+
+def alike(recipe, parts: list[Known], branches, sinks: bool = True) -> bool:
+    """Whether the own frames of a pass all see the same, however far the ring has filled.
+
+    Then one row of the mask stands for all, and attention may count keys instead of hiding them. Visibility is between
+    two frames, so it is enough to ask every own frame about every frame that there can be.
+    """
+    layout, cache = recipe.layout, recipe.cache
+    if cache.kind != "kv" or cache.budget or layout.ranges or len(parts) > 1 or parts[0].offset is None:
+        return False
+    for end in range(-layout.pad, full_from(recipe) + layout.block + 1, layout.block):
+        own = Ids.of(parts[0].role, end + parts[0].offset, 0, 0, parts[0].lead)
+        past = np.arange(-layout.pad, end)
+        slots = concatenate(Ids.of(CLEAN, past), Ids.of(REFERENCE, np.zeros(1, int)))
+        for mask in seen(recipe, own, concatenate(slots, own), branches, sinks):
+            if np.any(mask != mask[:1]):
+                return False
+    return True

@@ -10,7 +10,7 @@ from causal_diffusion.compatibility import check
 from causal_diffusion.layout import CLEAN, NOISY, REFERENCE, Ids, concatenate
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.rollout import Rollout
-from causal_diffusion.streaming.visible import Known, full_from, seen, steady
+from causal_diffusion.streaming.visible import Known, alike, full_from, seen, steady
 
 # system -> whether the mask (of the blocks in flight, of a block that is committed) is known once the ring is full
 SETTLED = {
@@ -105,3 +105,21 @@ def test_the_window_of_a_config_is_its_ring(systems, config):
     assert resolved.slots == resolved.layout.window == 4
     assert full_from(build(config(**systems["teacher"]))) == 4 + 2
     assert full_from(build(config(**systems["prefix"]))) == 1 + 2 * 3  # a ring of 6 behind a frame that stands alone
+
+
+@pytest.mark.parametrize("name", ["teacher", "adjacent", "causal", "knot", "pyramid", "deep", "ranges", "two_level"])
+def test_rows_are_alike_where_a_block_sees_as_one(rollout, name):
+    """Of a single block, with its knot; then every row that a filling ring shows is the first one."""
+    rollout = rollout(name)
+    flight, commit = parts_of(rollout)
+    one = name in ("teacher", "adjacent", "causal", "knot")
+    assert alike(rollout.recipe, flight, rollout.branches) == one
+    assert alike(rollout.recipe, commit, rollout._committing()) == (one or name == "pyramid")
+    if not one or name == "knot":
+        return
+    layout, frames = rollout.recipe.layout, rollout.recipe.slots
+    for end in range(0, 2 * frames, layout.block):
+        held = np.concatenate([np.arange(max(0, end - frames), end), [caching.EMPTY]])
+        own = Ids.of(NOISY, end + np.arange(layout.block), 0, 0)
+        for mask in seen(rollout.recipe, own, concatenate(Ids.of(CLEAN, held), own), rollout.branches):
+            assert (mask == mask[:1]).all() and mask.any()
