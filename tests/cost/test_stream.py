@@ -55,7 +55,7 @@ class Network:
             mask = getattr(mask, "array", mask)  # as a constant of the program
             jax.debug.callback(note, mask, options.get("prefix_mask"), ordered=True)
             method = type(self._model).__call__
-        elif method == self.per_token:
+        elif method == "per_token":
             jax.debug.callback(self._note, ordered=True)
 
         def real(variables, *arguments):
