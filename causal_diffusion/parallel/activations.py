@@ -56,7 +56,8 @@ def parts(shape, *names: str | None) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    return math.prod(mesh.shape[axis] for axes in spec_of(shape, names, mesh) if axes for axis in axes)
+    split = ((axes,) if isinstance(axes, str) else axes or () for axes in spec_of(shape, names, mesh))
+    return math.prod(mesh.shape[axis] for axes in split for axis in axes)
 
 
 def tokens(x):

@@ -2,11 +2,14 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from causal_diffusion.layout import Layout
+from causal_diffusion.parallel import activations
 from causal_diffusion.parallel.context import balanced
+from causal_diffusion.parallel.mesh import MeshConfig, make_mesh
 from causal_diffusion.training.objectives.diffusion import frame_order
 
 CASES = list(itertools.product((2, 4, 8), (8, 12, 16, 17), (1, 2, 3)))
@@ -78,3 +81,12 @@ def test_every_layout_can_be_shared(layout):
     # Never worse than by the heaviest unit that is dealt out, and better than cut into equal pieces.
     pieces = [piece.sum() for piece in np.array_split(mask.sum(axis=1), 4)]
     assert work.max() - work.min() <= max(pieces) - min(pieces)
+
+
+def test_parts_of_a_shape_are_those_that_constrain_makes():
+    """One axis or two of a mesh, and none where they do not divide."""
+    for sizes, wanted in (((2, 1, 2, 2), 2 * 4), ((1, 2, 1, 1), 2), ((8, 1, 1, 1), 8), ((1, 1, 4, 2), 1 * 8)):
+        with jax.set_mesh(make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])):
+            assert activations.parts((8, 8), "batch", "all heads") == wanted
+            assert activations.parts((1, 8), "batch", None) == 1
+    assert activations.parts((8, 8), "batch", "all heads") == 1
