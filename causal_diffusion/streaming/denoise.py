@@ -162,7 +162,7 @@ class Denoise(Commits):
             eps = self.noise(state.keys, state.frame, ENTER, 1)[:, :k]
 
         said = None  # what a transformer with a diffusion head says of the blocks in flight is the same in every row
-        if recipe.model.config.head == "diffusion" and not self.recipe.cache.opens and not recipe.layout.ranges:
+        if recipe.model.config.head == "diffusion" and not recipe.cache.opens and not recipe.layout.ranges:
             own = self._in_flight(state, state.x, jnp.ones(state.x.shape[:2]), None)
             said, _ = self.predict(params, self.kept(state), [own], hidden=True)
 
@@ -207,7 +207,7 @@ class Denoise(Commits):
 
         times = np.stack([grid[before], grid[start], grid[end]], axis=1)
         rows, carry = (times, visit, idle), (state.x, state.history, state, None)
-        if self.recipe.cache.opens:
+        if recipe.cache.opens:
             carry, _ = row(carry, jax.tree.map(lambda a: jnp.asarray(a[0]), rows), first=True)
             rows = jax.tree.map(lambda a: a[1:], rows)
         (x, history, state, past), turned = carry, self.turned(carry[2])

@@ -101,9 +101,9 @@ def plan(mask: StaticMask, sizes: tuple[int, ...], tokens: int) -> Plan:
         for part, (low, high) in enumerate(zip(borders, borders[1:], strict=False)):
             seen = mask.array[start:end, low:high]
             every, some = seen.all(axis=0), seen.any(axis=0)
-            for keys in _ranges(every):
+            for keys in ranges(every):
                 rows.setdefault((part, keys, None), []).append((start, end))
-            for keys in _ranges(some & ~every):
+            for keys in ranges(some & ~every):
                 partly = StaticMask(seen[:, slice(*keys)])
                 rows.setdefault((part, keys, partly), []).append((start, end))
     rectangles = _side_by_side([Rectangle(tuple(of), *each) for each, of in rows.items()])
@@ -147,8 +147,8 @@ def _runs(array, tokens):
     return runs
 
 
-def _ranges(seen):
-    """Ranges (start, end) of what is True."""
+def ranges(seen) -> list[Range]:
+    """Ranges (start, end) of what is True in bool [n]."""
     cuts = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]]).astype(np.int8)))
     return [tuple(pair) for pair in cuts.reshape(-1, 2).tolist()]
 

@@ -25,6 +25,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import PartitionSpec
 
 from causal_diffusion.layout import StaticMask
+from causal_diffusion.nn.attention_backends.rectangles import ranges
 from causal_diffusion.parallel.activations import spec_of
 
 TILES = (512, 256, 128)  # tokens; the largest that pads at most an eighth
@@ -91,9 +92,9 @@ def tokens_mask(mask: StaticMask, tokens: int, widths, padded):
     unit = math.gcd(*_borders(mask.array, columns))
     starts = np.searchsorted(columns, np.arange(0, columns[-1], unit), side="right") - 1
     blocks = mask.array[:, starts]
-    ranges = [_ranges(row) for row in blocks]
-    if blocks.shape[1] < 2**BITS and max(map(len, ranges)) <= 2:
-        codes = [_code(of) for of in ranges]
+    seen = [ranges(row) for row in blocks]
+    if blocks.shape[1] < 2**BITS and max(map(len, seen)) <= 2:
+        codes = [_code(of) for of in seen]
         return Computed(padded, np.array([*codes, codes[0]], np.int32)[rows], unit)
     return Cut(padded, np.concatenate([mask.array, mask.array[:1]]), rows, columns)
 
@@ -104,13 +105,8 @@ def _borders(array, columns):
     return [int(columns[-1]), *map(int, columns[change])]
 
 
-def _ranges(row):
-    cuts = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8)))
-    return cuts.reshape(-1, 2).tolist()
-
-
-def _code(ranges):
-    (a, b), (c, d) = (*ranges, (0, 0))[:2]
+def _code(seen):
+    (a, b), (c, d) = (*seen, (0, 0))[:2]
     return ((a << BITS | b) << BITS | c) << BITS | d
 
 
