@@ -44,7 +44,10 @@ class Trainer:
         past = x0[:, : self.frames - self.block]
         noisy = torch.lerp(x0, noise, t[..., None, None])
         e = self.network.embed_time(torch.cat([torch.zeros(past.shape[:2]), t], dim=1))
-        attend = lambda layer, q, k, v: attention(q, k, v, self.mask)  # noqa: E731
+
+        def attend(layer, q, k, v):
+            return attention(q, k, v, self.mask)
+
         x = self.network(torch.cat([past, noisy], dim=1), e, self.cis, attend)
         last = past.shape[1]
         out = self.network.predict(x[:, last:], e[:, last:])
