@@ -287,6 +287,20 @@ def pipeline():
     return make_pipeline
 
 
+def count_executables(pipe) -> dict[str, int]:
+    """{program: how many executables it has}. Other tests of a shared pipeline may have streamed other batch sizes:
+    counts are compared with earlier ones.
+    """
+    both = {"filling": pipe.programs.filling, "full": pipe.programs.full}
+    return {name: program._cache_size() for name, program in both.items()}
+
+
+@pytest.fixture(scope="session")
+def executables():
+    """The function ``count_executables``."""
+    return count_executables
+
+
 @pytest.fixture(scope="session")
 def random_params():
     """The function ``make_params``."""

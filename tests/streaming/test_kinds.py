@@ -46,11 +46,14 @@ def apart(one, two):
     "name", ["chunk", "real_time", *(pytest.param(n, marks=full) for n in (
         "registers", "refine", "prefix", "fused_rolling", "deep", "two_level", "knot", "ahead"))]
 )  # fmt: skip
-def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name, tmp_path):
+def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, executables, name, tmp_path):
     pipe, given = start(name)
+    before = executables(pipe)
     emit, capacity = pipe.rollout.emit, pipe.config.stream.capacity
     steps = 2 * capacity + 1
     clip = pipe.generate(seed=1, frames=steps * emit, **given)
+    now = executables(pipe)
+    assert all(now[name] - before[name] <= 1 for name in now)
     stream = pipe.stream(seed=1, **given)
     one_by_one = [next(stream) for _ in range(steps)]
     assert all(block.shape == (BATCH, emit, *pipe.recipe.frame_shape) for block in one_by_one)
@@ -69,7 +72,7 @@ def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, name
     mixed.rewind(mark)
     mixed.save(tmp_path / "stream")
     np.testing.assert_array_equal(pipe.resume(tmp_path / "stream").take(2), mixed.fork().take(2))
-    assert all(program._cache_size() == 1 for program in {pipe.programs.filling, pipe.programs.full})
+    assert executables(pipe) == now
 
 
 @pytest.mark.parametrize(
