@@ -9,21 +9,25 @@ from causal_diffusion.cache.compaction import Compaction, compact, compacted, pl
 from causal_diffusion.cache.config import CacheConfig
 from causal_diffusion.cache.positions import positions
 from causal_diffusion.cache.slots import EMPTY, Slots, commit, empty, write
-from causal_diffusion.cache.storage import Int8, load, store
+from causal_diffusion.cache.storage import HeadsFirst, Int8, heads_first, lay, load, store, unlay
 
 __all__ = [
     "EMPTY",
     "CacheConfig",
     "Compaction",
+    "HeadsFirst",
     "Int8",
     "Slots",
     "commit",
     "compact",
     "compacted",
     "empty",
+    "heads_first",
+    "lay",
     "load",
     "plan_compaction",
     "positions",
     "store",
+    "unlay",
     "write",
 ]

@@ -64,27 +64,27 @@ def empty(batch: int, *, window: int, sinks: int, block: int, cursor=0, pad: int
     )
 
 
-def write(buffer: Array, new: Array, slots: Slots, frame: Array) -> Array:
+def write(buffer: Array, new: Array, slots: Slots, frame: Array, axis: int = 1) -> Array:
     """Writes a block at the cursor, and at its sink slots while the sequence is that young.
 
     Args:
         buffer: [B', W, ...] where B' is B or a multiple of it (branches innermost).
-        new: [B', block, ...].
+        new: [B', block, ...], likewise.
         slots: the slots *before* this commit.
         frame: int32 [B, block], the frames being committed; EMPTY for samples that commit nothing.
+        axis: that of the slots, where it is not 1.
 
     Returns:
         The buffer after the commit.
     """
-    chex.assert_shape(new, (buffer.shape[0], slots.block, *buffer.shape[2:]))
-    new = new.astype(buffer.dtype)
-    start = (0, slots.kept + slots.sinks + slots.cursor) + (0,) * (buffer.ndim - 2)
-    buffer = jax.lax.dynamic_update_slice(buffer, new, start)
+    chex.assert_shape(new, (*buffer.shape[:axis], slots.block, *buffer.shape[axis + 1 :]))
+    new, fixed = new.astype(buffer.dtype), slots.kept + slots.sinks
+    buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new, fixed + slots.cursor, axis)
     first = jnp.repeat(frame[:, 0] + slots.pad, buffer.shape[0] // frame.shape[0])
     first = first.reshape(-1, *(1,) * (buffer.ndim - 1))
     for sink in range(0, slots.sinks, slots.block):
-        here = slice(slots.kept + sink, slots.kept + sink + slots.block)
-        buffer = buffer.at[:, here].set(jnp.where(first == sink, new, buffer[:, here]))
+        here = (*[slice(None)] * axis, slice(slots.kept + sink, slots.kept + sink + slots.block))
+        buffer = buffer.at[here].set(jnp.where(first == sink, new, buffer[here]))
     return buffer
 
 

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from causal_diffusion.cache import Compaction, compact, load
+from causal_diffusion.cache import Compaction, HeadsFirst, compact, load
 from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn.attention_backends import attend
 from causal_diffusion.nn.rope import rotate
-from causal_diffusion.parallel.activations import attended, by_frame
+from causal_diffusion.parallel.activations import attended, attended_by_head, by_frame
 
 Array = Any
 
@@ -201,7 +201,7 @@ class SelfAttention(Heads):
         if visibility.compaction is not None:
             past = compact(past, noisy, visibility.compaction, turn)
         past_k, past_v = slots(past, visibility.past_rotary, keys[0].dtype)
-        queries, all_keys, all_values = attended(queries, [*past_k, *keys], [*past_v, *values])
+        queries, all_keys, all_values = _placed(queries, [*past_k, *keys], [*past_v, *values])
         outs, start, own_keys = [], 0, slice(len(past_k), len(past_k) + 1)
         for own, q, segment in zip(heads, queries, segments, strict=True):
             T = q.shape[1]
@@ -213,6 +213,18 @@ class SelfAttention(Heads):
             outs.append(own.merge(by_frame(out)))
         kv = tuple(part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in zip(*kept, strict=True))
         return tuple(outs), kv if visibility.compaction is None else (kv, past)
+
+
+def _placed(queries, keys, values):
+    """``attended``, where some keys and values may be HeadsFirst."""
+    frames = [[x for x in xs if not isinstance(x, HeadsFirst)] for xs in (keys, values)]
+    queries, *frames = attended(queries, *frames)
+
+    def whole(xs, others):
+        others = iter(others)
+        return [HeadsFirst(attended_by_head(x.array)) if isinstance(x, HeadsFirst) else next(others) for x in xs]
+
+    return queries, *map(whole, (keys, values), frames)
 
 
 def _rows(mask, start, end):
@@ -228,11 +240,11 @@ def _over_tokens(q_BTNHK):
 
 
 def slots(past, rotary, dtype):
-    """Keys and values of the slots as lists of [B, W, N, H, K], empty without a past.
+    """Keys and values of the slots as lists of [B, W, N, H, K] (or HeadsFirst of them), empty without a past.
 
     Args:
-        past: pairs (k, v, k, v, ...) in the order of the mask's columns, arrays or Int8; what is left over, as the
-            summed queries of (k, v, q), is not read here.
+        past: pairs (k, v, k, v, ...) in the order of the mask's columns, arrays, Int8 or HeadsFirst; what is left over,
+            as the summed queries of (k, v, q), is not read here.
         rotary: table that turns the keys of the first pair, or None.
     """
     if not past:

@@ -36,6 +36,8 @@ equal share of the width per axis.
 import jax.numpy as jnp
 import numpy as np
 
+from causal_diffusion.cache import HeadsFirst
+
 TURN = 2**32  # integer phases of a whole turn
 
 
@@ -126,15 +128,20 @@ def time_table(position, width: int, theta: float = 10000.0, axes: int = 1, spli
 def rotate(x_BTNHK, table):
     """Turns the channel pairs of every head; norms are kept. Computed in float32, returned in x's dtype.
 
-    ``table`` None turns nothing. Its axes of 1 hold for all frames, or for all tokens of a frame.
+    x may be HeadsFirst. ``table`` None turns nothing. Its axes of 1 hold for all frames, or for all tokens of a frame.
     """
     if table is None:
         return x_BTNHK
-    cos, sin = (part[:, :, :, None] for part in table)
-    pair = x_BTNHK.astype(jnp.float32).reshape(*x_BTNHK.shape[:-1], -1, 2)
+    if isinstance(x_BTNHK, HeadsFirst):
+        return HeadsFirst(_turned(x_BTNHK.array, *(part[:, None] for part in table)))
+    return _turned(x_BTNHK, *(part[:, :, :, None] for part in table))
+
+
+def _turned(x, cos, sin):
+    pair = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pair[..., 0], pair[..., 1]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x_BTNHK.shape).astype(x_BTNHK.dtype)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def turn(x_BTNHK, position, theta: float = 10000.0, axes: int = 1, split: tuple[int, ...] = ()):

@@ -72,11 +72,20 @@ def attended(queries, keys, values):
     the heads, in one exchange of all with all (DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509); then every
     device has as much to do as the others. Else it keeps its queries, and gathers all keys and values.
     """
-    asking, seen = ("batch", "frames", None, "heads"), ("batch", None, None, "heads")
-    if mesh_axis("context") > 1 and not frames_stay_split(queries[0].shape[3]):
-        asking = seen = ("batch", None, None, "all heads")
+    heads = _axes_of(queries[0].shape[3])
+    asking, seen = ("batch", "frames" if heads == "heads" else None, None, heads), ("batch", None, None, heads)
     return tuple([constrain(x, *place) for x in xs]
                  for xs, place in ((queries, asking), (keys, seen), (values, seen)))
+
+
+def attended_by_head(x):
+    """Keys or values [B, H, T, N, K], placed as ``attended`` places those of every frame."""
+    return constrain(x, "batch", _axes_of(x.shape[1]))
+
+
+def _axes_of(heads: int) -> str:
+    """What heads are to ``AXES`` while they attend."""
+    return "all heads" if mesh_axis("context") > 1 and not frames_stay_split(heads) else "heads"
 
 
 def frames_stay_split(heads: int) -> bool:

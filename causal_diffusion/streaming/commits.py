@@ -5,6 +5,7 @@ first pass of the next block, the block waits as ``State.pending`` and costs no 
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -117,7 +118,8 @@ class Commits(Passes):
             None if state.action is None else _no_action(B, 1, self.recipe.model.config.action),
         )
         kv = self._stored(self.predict(params, self._nothing(B), [own], branches)[1])
-        caches = jax.tree.map(lambda a, new: a.at[:, :1].set(new), state.caches, kv)
+        first = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=self._slot_axis)
+        caches = jax.tree.map(first, state.caches, kv)
         slots = dataclasses.replace(state.slots, frame=state.slots.frame.at[:, :1].set(0))
         return dataclasses.replace(state, caches=caches, slots=slots)
 
@@ -140,8 +142,8 @@ class Commits(Passes):
         shapes = jax.eval_shape(block, params, condition)
         if recipe.cache.kind == "state":
             return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        slots = (state.coarse if far else state.slots).frame.shape[1]
-        return jax.tree.map(lambda a: jnp.zeros((a.shape[0], slots, *a.shape[2:]), a.dtype), shapes)
+        slots, axis = (state.coarse if far else state.slots).frame.shape[1], self._slot_axis
+        return jax.tree.map(lambda a: jnp.zeros((*a.shape[:axis], slots, *a.shape[axis + 1 :]), a.dtype), shapes)
 
     def _commit_each(self, params, state, condition, frames_x, frame, action):
         def blocks(a, size):
@@ -173,8 +175,8 @@ class Commits(Passes):
         memory, caches = {}, state.caches
         slots = dataclasses.replace(state.slots, cursor=after(state.slots.cursor, kv, *others))
 
-        def put(buffer, new):
-            return caching.write(buffer, new, slots, frame)
+        def put(buffer, new, axis=1):
+            return caching.write(buffer, new, slots, frame, axis)
 
         if "latents" in state.memory:
             memory["latents"] = block
@@ -191,7 +193,7 @@ class Commits(Passes):
 
             caches = jax.tree.map(replace, caches, kv)
         elif kv is not None:
-            caches = jax.tree.map(put, caches, self._stored(kv))
+            caches = jax.tree.map(functools.partial(put, axis=self._slot_axis), caches, self._stored(kv))
         return dataclasses.replace(
             state,
             caches=caches,
@@ -229,9 +231,29 @@ class Commits(Passes):
     def _stored(self, kv):
         """What is kept of own keys, values and queries, as it is stored."""
         dtype = self.recipe.cache.dtype
-        if dtype == "compute":
-            return kv
-        return jax.tree.map(lambda a: caching.store(a, dtype), kv)
+        if dtype != "compute":
+            kv = jax.tree.map(lambda a: caching.store(a, dtype), kv)
+        return self._laid(kv)
+
+    def laid(self, state: State) -> State:
+        """A state as ``state.as_made`` gives it, with keys and values as they are read."""
+        return dataclasses.replace(state, caches=self._laid(state.caches))
+
+    def _laid(self, kv):
+        return jax.tree.map(caching.lay, kv) if self._lays else kv
+
+    @property
+    def _lays(self) -> bool:
+        """Whether keys and values are kept heads first: where their tokens meet in one product, but for cuDNN's, which
+        takes frames first. What compression chooses from, and 8 bits, lie as they are made."""
+        cache, c = self.recipe.cache, self.recipe.model.config
+        plain = cache.kind == "kv" and not cache.budget and cache.dtype != "int8"
+        return plain and c.attention == "joint" and c.backend != "cudnn"
+
+    @property
+    def _slot_axis(self) -> int:
+        """Of the arrays in ``State.caches``."""
+        return 2 if self._lays else 1
 
     def _nothing(self, batch):
         """A past without frames."""

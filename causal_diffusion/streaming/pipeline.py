@@ -37,7 +37,7 @@ from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put
 from causal_diffusion.streaming.programs import Programs
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Mark, Session
-from causal_diffusion.streaming.state import Action, sample_keys
+from causal_diffusion.streaming.state import Action, as_made, sample_keys
 from causal_diffusion.streaming.watch import Watch
 
 
@@ -277,7 +277,7 @@ class Pipeline:
         if self.recipe.layout.reference:
             reference = jax.ShapeDtypeStruct((batch, *self.recipe.frame_shape), np.float32)
         state = jax.eval_shape(
-            lambda *given: self.rollout.init_state(*given[:3], reference=given[3]),
+            lambda *given: as_made(self.rollout.init_state(*given[:3], reference=given[3])),
             self.weights, keys, encoded, reference,
         )  # fmt: skip
         like = {"state": state, "condition": condition}
@@ -292,6 +292,7 @@ class Pipeline:
         if meta.get("ahead"):
             like["ahead"] = jax.ShapeDtypeStruct(tuple(meta["ahead"]), np.float32)
         tree = load_tree(path, like)[0]
+        tree["state"] = self.rollout.laid(tree["state"])
         frame, ahead = np.asarray(tree["state"].frame), tree.pop("ahead", None)
         tree, ahead = put(tree, self.mesh), None if ahead is None else Output(1, 0, (), [np.asarray(ahead)])
         encoded = self.encode_condition(self.weights, tree["condition"])

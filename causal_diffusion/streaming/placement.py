@@ -2,6 +2,7 @@
 
     state, conditions, decoder      [B or BG, ...]              (batch)
     keys, values, queries           [BG, W, N, H, K]            (batch, whole, whole, tensor)
+    keys, values, heads first       [BG, H, W, N, K]            (batch, tensor)
 
 Slots are never split: they move in time, heads do not. Guidance branches lie innermost in BG, so a device has all
 branches of its samples. What an axis does not divide is whole on each of its devices. Parameters lie as in training.
@@ -112,5 +113,5 @@ def _names(keys, leaf):
     """What the dimensions of a leaf of a stream's state or condition are, for ``activations``."""
     inside = {getattr(key, "name", None) for key in keys}
     if leaf.ndim == 5 and inside & {"caches", "keys", "values"}:
-        return "batch", None, None, "heads"
+        return ("batch", "heads") if "array" in inside else ("batch", None, None, "heads")  # of a HeadsFirst
     return ("batch",) if leaf.ndim else ()

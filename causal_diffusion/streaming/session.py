@@ -33,7 +33,7 @@ from causal_diffusion.streaming.inputs import (
 )
 from causal_diffusion.streaming.output import Output, begin_output
 from causal_diffusion.streaming.placement import put
-from causal_diffusion.streaming.state import Action, Observed, State
+from causal_diffusion.streaming.state import Action, Observed, State, as_made
 from causal_diffusion.streaming.watch import Watch
 
 
@@ -262,7 +262,7 @@ class Session(Iterator):
     def save(self, path) -> None:
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
         mark = self._mark
-        arrays = {"state": mark.state, "condition": mark.condition}
+        arrays = {"state": as_made(mark.state), "condition": mark.condition}
         kept = ("queue", "held", "observed", "decoder")
         arrays |= {name: value for name in kept if (value := getattr(mark, name)) is not None}
         if mark.ahead is not None:

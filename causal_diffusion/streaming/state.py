@@ -49,9 +49,9 @@ class Pending:
 class State:
     """Everything a stream is. A frozen pytree; W slots, F blocks in flight of b frames each, T = F b + knot frames.
 
-    caches: per layer, what its attentions keep of every slot, arrays or Int8 [BG, W, N, ...], or [B, W, N, ...] where
-        all branches see the same past: keys and values, with compression also summed queries; of two levels those of
-        coarse tokens; () without. A recurrent network's states, whatever they are.
+    caches: per layer, what its attentions keep of every slot, arrays, Int8 or HeadsFirst [BG, W, N, ...], or
+        [B, W, N, ...] where all branches see the same past: keys and values, with compression also summed queries; of
+        two levels those of coarse tokens; () without. A recurrent network's states, whatever they are.
     slots: which frame each slot holds, per sample.
     coarse: likewise of the coarse tokens; None without.
     memory: what else is kept per slot: 'latents' [B, W, *space, C]; without keys and values 'noise', where
@@ -84,6 +84,12 @@ class State:
     keys: Array
     frame: Array
     start: Array
+
+
+def as_made(state: State) -> State:
+    """With keys and values frame by frame, as a saved stream holds them whatever read them."""
+    unlaid = jax.tree.map(caching.unlay, state.caches, is_leaf=lambda x: isinstance(x, caching.HeadsFirst))
+    return dataclasses.replace(state, caches=unlaid)
 
 
 def sample_keys(seed: int, batch: int) -> Array:

@@ -185,3 +185,14 @@ def test_config_names_what_clashes_and_a_value_that_would_do(wrong, would_do):
     with pytest.raises(ValueError, match=rf"^cache\.\w+ is [^\n]+; cache.{name} = {value!r} would do$"):
         CacheConfig(**wrong)
     CacheConfig(**wrong | would_do)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_slots_may_lie_along_any_axis(axis):
+    """A block of a ring with sinks, of which one sample is young enough to write them."""
+    slots = cache.empty(2, window=4, sinks=2, block=2)
+    frame = jnp.array([[0, 1], [6, 7]], jnp.int32)
+    buffer, new = (jax.random.normal(jax.random.key(n), (4, n, 3, 5)) for n in (6, 2))
+    along = (jnp.moveaxis(x, 1, axis) for x in (buffer, new))
+    written = cache.write(*along, slots, frame, axis)
+    np.testing.assert_array_equal(jnp.moveaxis(written, axis, 1), cache.write(buffer, new, slots, frame))

@@ -1,10 +1,10 @@
-"""Eight bits: how far off, and how much smaller."""
+"""Eight bits: how far off, and how much smaller. Heads first: the same numbers."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from causal_diffusion.cache import Int8, load, store
+from causal_diffusion.cache import HeadsFirst, Int8, heads_first, lay, load, store, unlay
 
 
 def test_eight_bits_are_as_near_as_the_equation_says():
@@ -29,3 +29,15 @@ def test_floating_types_are_cast():
     x = jnp.linspace(-1, 1, 7)
     assert store(x, "bfloat16").dtype == jnp.bfloat16 and load(store(x, "bfloat16"), jnp.float32).dtype == jnp.float32
     np.testing.assert_array_equal(load(store(x, "float32"), jnp.float32), x)
+
+
+def test_heads_first_are_the_same_numbers():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4, 8))
+    laid = lay(x)
+    assert laid.array.shape == (2, 4, 3, 5, 8) and laid.shape == x.shape
+    np.testing.assert_array_equal(unlay(laid), x)
+    np.testing.assert_array_equal(unlay(x), x)
+    for each in (x, laid):
+        np.testing.assert_array_equal(heads_first(each), x.reshape(2, 15, 4, 8).swapaxes(1, 2))
+    narrow = load(laid, jnp.bfloat16)
+    assert isinstance(narrow, HeadsFirst) and narrow.array.dtype == jnp.bfloat16

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from causal_diffusion.cache import lay, unlay
 from causal_diffusion.nn.rope import (
     additive_table,
     axis_widths,
@@ -97,6 +98,13 @@ def test_scores_depend_on_relative_positions_alone(grid, width, split):
     for axis in range(axes):  # and along each axis they do depend on it
         along = [values[0] for d, values in by_difference.items() if not any(np.delete(d, axis))]
         assert len(along) > 2 and np.ptp(along) > 0.1
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_keys_that_lie_heads_first_are_turned_alike(tokens):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, 3, 8)), jnp.float32)
+    table = [jnp.asarray(np.random.default_rng(i).normal(size=(2, 5, tokens, 4)), jnp.float32) for i in range(2)]
+    np.testing.assert_array_equal(unlay(rotate(lay(x), table)), rotate(x, table))
 
 
 def test_rotation_keeps_the_dtype():

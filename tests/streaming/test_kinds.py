@@ -15,7 +15,7 @@ from causal_diffusion.nn.transformer import EncodedCondition
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.session import Session
-from causal_diffusion.streaming.state import sample_keys
+from causal_diffusion.streaming.state import as_made, sample_keys
 
 BATCH = 2
 full = pytest.mark.full
@@ -126,7 +126,7 @@ def test_finished_blocks_never_change(start, name):
     for _ in range(6):
         clip = np.concatenate([clip, next(stream)], axis=1)
         state = stream.mark().state
-        caches = [np.asarray(a).reshape(BATCH, -1, *a.shape[1:]) for a in jax.tree.leaves(state.caches)]
+        caches = [np.asarray(a).reshape(BATCH, -1, *a.shape[1:]) for a in jax.tree.leaves(as_made(state).caches)]
         for sample, frames in enumerate(np.asarray(state.slots.frame)):
             for slot, frame in enumerate(frames):
                 if frame >= 0:
@@ -207,9 +207,8 @@ def test_the_padding_of_a_short_first_block_does_not_matter(start):
     def spoil(a):
         return jnp.where(void.reshape(*void.shape, *(1,) * (a.ndim - 2)), 7, a).astype(a.dtype)
 
-    spoiled = dataclasses.replace(
-        state, caches=jax.tree.map(spoil, state.caches), memory={k: spoil(a) for k, a in state.memory.items()}
-    )
+    caches, memory = jax.tree.map(spoil, as_made(state).caches), {k: spoil(a) for k, a in state.memory.items()}
+    spoiled = pipe.rollout.laid(dataclasses.replace(state, caches=caches, memory=memory))
     np.testing.assert_array_equal(_session(pipe, stream, spoiled).take(3), stream.take(3))
     with pytest.raises(UserError, match="a single sample cannot start with a short block beside others"):
         stream.reset(0)

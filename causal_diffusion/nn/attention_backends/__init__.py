@@ -43,6 +43,7 @@ NAMES = ("auto", *BACKENDS)
 # The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
 MOST_COMPUTED = 0.75  # share of a dense mask above which there is too little to save
 LEAST_TOKENS = 256  # queries, below which the parts of a plan cost more than they save
+MANY_KEYS = 1024  # of several arrays, from which on their scores had better not be laid side by side
 MOST_SCORES = 2**28  # of a sample, a GiB of them, above which they had better not exist all at once
 
 
@@ -67,8 +68,9 @@ def attend(name: str, q_BTNHK, keys, values, mask):
 def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
     """The name of the backend that computes a call.
 
-    'auto' takes 'blockwise' where there are more than MOST_SCORES, or the mask is static, there are LEAST_TOKENS
-    queries, and the rectangles of its plan are at most MOST_COMPUTED of it; else 'reference'.
+    'auto' takes 'blockwise' where there are more than MOST_SCORES; where the mask is static, there are LEAST_TOKENS
+    queries, and the rectangles of its plan are at most MOST_COMPUTED of it; and where all of several arrays is seen
+    that have MANY_KEYS, as in a stream whose ring is full. Else 'reference'.
 
     Args:
         queries: (frames, tokens of a frame); sizes: the same of every array of keys.
@@ -93,10 +95,12 @@ def choose(name: str, queries, sizes, mask, heads: int = 1) -> str:
 def _by_rule(queries, sizes, mask, heads):
     """(why, name) for 'auto'."""
     frames, tokens = queries
+    keys = sum(int(np.prod(size)) for size in sizes)
+    if mask.full and len(sizes) > 1 and keys >= MANY_KEYS:
+        return f"{keys} keys of {len(sizes)} arrays are all seen", "blockwise"
     if frames * tokens < LEAST_TOKENS:
         return f"{frames * tokens} queries are few", "reference"
     pairs = sum(part.pairs * sizes[part.part][1] for part in plan(mask, tuple(s for s, _ in sizes), tokens).rectangles)
-    keys = sum(int(np.prod(size)) for size in sizes)
     if heads * frames * tokens * keys > MOST_SCORES:
         return f"{heads} x {frames * tokens} x {keys} scores are many", "blockwise"
     share = pairs / (frames * keys)

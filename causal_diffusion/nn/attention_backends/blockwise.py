@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from causal_diffusion.cache import heads_first
 from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS, plan
 from causal_diffusion.nn.attention_backends.reference import reference
@@ -39,7 +40,7 @@ def blockwise(q_BTNHK, keys, values, mask):
     if not isinstance(mask, StaticMask):
         return _by_queries(q_BTNHK, keys, values, mask)
     sizes = tuple(k.shape[1] for k in keys)
-    q, *rest = (_heads_first(x) for x in (q_BTNHK, *keys, *values))
+    q, *rest = (heads_first(x) for x in (q_BTNHK, *keys, *values))
     out = _attend(mask, q_BTNHK.shape[1], sizes, q, tuple(rest[: len(keys)]), tuple(rest[len(keys) :]))
     return out.swapaxes(1, 2).reshape(q_BTNHK.shape)
 
@@ -56,11 +57,6 @@ def _by_queries(q_BTNHK, keys, values, mask):
            for x in (q_BTNHK, jnp.broadcast_to(mask, (B, T, mask.shape[-1]))))  # fmt: skip
     out = jax.lax.map(some, tuple(cut))
     return jnp.moveaxis(out, 0, 1).reshape(q_BTNHK.shape)
-
-
-def _heads_first(x_BTNHK):
-    B, T, N, H, K = x_BTNHK.shape
-    return x_BTNHK.reshape(B, T * N, H, K).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -7,6 +7,7 @@ Right for every mask and on every device. Its cost is that of a full mask, and t
 import jax
 import jax.numpy as jnp
 
+from causal_diffusion.cache import heads_first
 from causal_diffusion.layout import StaticMask
 
 
@@ -15,7 +16,7 @@ def reference(q_BTNHK, keys, values, mask):
 
     Args:
         q_BTNHK: queries, already rotated.
-        keys, values: lists of [B, S, M, H, K], joined along S and M; each may have its own M.
+        keys, values: lists of [B, S, M, H, K], or HeadsFirst of them, joined along S and M; each may have its own M.
         mask: bool, [T, sum S] or [B, T, sum S], or a StaticMask; every query sees at least one key. One row may stand
             for all T.
 
@@ -27,12 +28,11 @@ def reference(q_BTNHK, keys, values, mask):
     if isinstance(mask, StaticMask):
         mask = mask.array
     mask = jnp.broadcast_to(mask, (B, *mask.shape[-2:]))
-    q_BHQK = (q_BTNHK * K**-0.5).reshape(B, T * N, H, K).swapaxes(1, 2)
+    q_BHQK = heads_first(q_BTNHK * K**-0.5)
     scores, start = [], 0
     for k_BSMHK in keys:  # scored apart, so that the cache is not copied to join it with the block's own keys
         S, M = k_BSMHK.shape[1:3]
-        k_BXHK = k_BSMHK.reshape(B, S * M, H, K)
-        score = jnp.einsum("BHQK,BXHK->BHQX", q_BHQK, k_BXHK, preferred_element_type=jnp.float32)
+        score = jnp.einsum("BHQK,BHXK->BHQX", q_BHQK, heads_first(k_BSMHK), preferred_element_type=jnp.float32)
         if not everything:
             seen = mask[:, None, :, None, start : start + S, None]
             score = jnp.where(seen, score.reshape(B, H, T, N, S, M), -jnp.inf)
@@ -43,6 +43,6 @@ def reference(q_BTNHK, keys, values, mask):
     for v_BSMHK in values:
         S, M = v_BSMHK.shape[1:3]
         part = weight[..., start : start + S * M]
-        out += jnp.einsum("BHQX,BXHK->BHQK", part, v_BSMHK.reshape(B, S * M, H, K))
+        out += jnp.einsum("BHQX,BHXK->BHQK", part, heads_first(v_BSMHK))
         start += S * M
     return out.swapaxes(1, 2).reshape(B, T, N, H, K)

@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec
 
+from causal_diffusion.cache import heads_first
 from causal_diffusion.layout import StaticMask
 from causal_diffusion.nn.attention_backends.rectangles import ranges
 from causal_diffusion.parallel.activations import spec_of
@@ -36,7 +37,8 @@ def splash(q_BTNHK, keys, values, mask: StaticMask, interpret: bool = False):
     """As ``reference``, of a StaticMask; ``interpret``: the kernel runs step by step, on any device."""
     B, T, N, H, K = q_BTNHK.shape
     widths = tuple((k.shape[1], k.shape[2]) for k in keys)
-    q, k, v = (_heads_first(xs) for xs in ([q_BTNHK * K**-0.5], keys, values))
+    q = heads_first(q_BTNHK * K**-0.5)
+    k, v = (jnp.concatenate([heads_first(x) for x in xs], axis=2) for xs in (keys, values))
     S, shape = k.shape[2], q.shape
     tiles = tuple(next((t for t in TILES if -n % t <= n / 8), TILES[-1]) for n in (q.shape[2], S))
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % tile), (0, 0)))
@@ -57,11 +59,6 @@ def splash(q_BTNHK, keys, values, mask: StaticMask, interpret: bool = False):
 def unsupported(platform: str, dtype, width: int) -> str | None:
     """Why a device, a dtype or a head of ``width`` numbers cannot have it; None: they can."""
     return None if platform == "tpu" else f"it runs on TPUs, and this is {platform}"
-
-
-def _heads_first(xs):
-    """Lists of [B, S, M, H, K] -> [B, H, tokens, K]."""
-    return jnp.concatenate([x.reshape(x.shape[0], -1, *x.shape[3:]) for x in xs], axis=1).swapaxes(1, 2)
 
 
 @functools.lru_cache(maxsize=32)

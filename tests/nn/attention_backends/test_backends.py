@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from causal_diffusion.cache import lay
 from causal_diffusion.layout import Layout, StaticMask
 from causal_diffusion.nn.attention_backends import BACKENDS, attend, check_backend, choose, splash
 from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS
@@ -119,12 +120,26 @@ def test_one_row_of_a_running_mask_stands_for_all(name):
         np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())
 
 
+@pytest.mark.parametrize("name", ["reference", "blockwise", "splash"])
+def test_keys_that_lie_heads_first_are_the_same_keys(name):
+    """As a cache keeps them: no bit changes, whichever arrays lie so."""
+    mask, past = MASKS["slots"]
+    q, keys, values = problem(mask, past)
+    out = jax.jit(RUN[name])(q, keys, values, StaticMask(mask))
+    for laid in ((0,), (0, 1)):
+        kv = ([lay(x) if i in laid else x for i, x in enumerate(xs)] for xs in (keys, values))
+        np.testing.assert_array_equal(jax.jit(RUN[name])(q, *kv, StaticMask(mask)), out)
+
+
 def test_auto_follows_its_rule():
     causal = StaticMask(Layout("block_causal", block=1).training_mask(16))
     full = StaticMask(np.ones((16, 16)))
     assert choose("auto", (16, 64), [(16, 64)], causal) == "blockwise"
     assert choose("auto", (16, 64), [(16, 64)], full) == "reference"  # there is nothing to save
     assert choose("auto", (16, 4), [(16, 4)], causal) == "reference"  # too few queries
+    ring = StaticMask(np.ones((1, 17)))
+    assert choose("auto", (1, 64), [(16, 64), (1, 64)], ring) == "blockwise"  # a block under a full ring
+    assert choose("auto", (1, 4), [(16, 4), (1, 4)], ring) == "reference"
     assert choose("auto", (16, 64), [(16, 64)], np.asarray(causal)) == "reference"  # not static
     fine = StaticMask(np.random.default_rng(0).random((600, 600)) < 0.5)
     assert choose("auto", (600, 1), [(600, 1)], fine) == "reference"  # nothing is hidden from all neighbours
