@@ -214,6 +214,7 @@ def cold(first_run):
     return record, folder, len(entries(folder))
 
 
+@pytest.mark.full
 def test_from_disk_or_compiled_a_run_has_the_same_bits(cold, tmp_path):
     """The second start reads the step from disk and compiles what is broken there, without a warning."""
     record, folder, made = cold

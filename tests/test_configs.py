@@ -190,7 +190,7 @@ def test_cmdm_takes_the_published_number_of_sweeps_and_streams_with_three_blocks
     assert not identity and set(elastic) == {"schedule.steps", "schedule.stride", "stream.capacity"}  # one checkpoint
 
 
-QUICK = ("quickstart:tiny", "video_folder:tiny")
+QUICK = ("quickstart:tiny",)
 COMPILED = [name for name in ALL if name not in FAMILY]  # the family's full sizes are for a cluster to compile
 
 
@@ -280,6 +280,7 @@ def with_path(folder, destination):
     return destination
 
 
+@pytest.mark.full
 def test_video_folder_tiny_trains_on_own_videos(one_device, tmp_path, capsys):
     write_videos(tmp_path / "videos")
     (tmp_path / "videos/broken.mp4").write_bytes(b"not a video")

@@ -241,9 +241,9 @@ TWO = ("-n", "2", "--dist", "worksteal")
     ("source", "passes", "processes"),
     [
         (GOOD_ORACLE, True, ()),
-        (GOOD_ORACLE, True, TWO),
+        pytest.param(GOOD_ORACLE, True, TWO, marks=pytest.mark.full),
         (BAD_ORACLE, False, ()),
-        (BAD_ORACLE, False, TWO),
+        pytest.param(BAD_ORACLE, False, TWO, marks=pytest.mark.full),
         (GOOD_ORACLE + "@pytest.mark.oracle\n@pytest.mark.skip\ndef test_skips():\n    pass", False, ()),
         (GOOD_ORACLE + "@pytest.mark.full\ndef test_skips():\n    pytest.importorskip('no_such')", False, ()),
         ("pytest.importorskip('no_such', reason='no')\n" + GOOD_ORACLE, False, TWO),

@@ -8,6 +8,7 @@ import pytest
 from causal_diffusion.diffusion.process import SPACES, Process
 from causal_diffusion.diffusion.schedule import Schedule, transitions
 from causal_diffusion.diffusion.solvers import SOLVERS, SolverConfig, _corrector_weights, make
+from tests.quick import quick
 
 ORDER = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}  # of those that need no noise
 NOISY = ("ddpm", "x0_noise", "ddim eta")
@@ -94,7 +95,7 @@ def test_frames_that_stay_keep_their_bits(name):
         np.testing.assert_array_equal(moved[:, :2], EPS[:, :2])
         assert np.isfinite(moved).all()
 
-    @jax.jit
+    @quick
     def gradients(x, out):  # and poison no gradient
         def squares(x, out):
             return sum(jnp.sum(step(name, Process(predict=p), out, x, t, s) ** 2) for p in ("velocity", "noise"))
@@ -158,7 +159,7 @@ def test_the_error_shrinks_as_the_order_says(path):
     orders = ORDER | {"unipc 1": 2}
     for name, order in orders.items():
         solver = make(SolverConfig("unipc", order=1)) if name == "unipc 1" else solver_of(name)
-        out = jax.jit(lambda x, solver=solver: solve(solver, process, denoiser(process), x, times))(x)
+        out = quick(lambda x, solver=solver: solve(solver, process, denoiser(process), x, times))(x)
         error = np.max(np.abs(out - exact), axis=(0, 2))
         np.testing.assert_allclose(-np.diff(np.log2(error)), order, atol=0.2, err_msg=name)
         assert error[-1] < 0.03 / 10 ** (order - 1), name
@@ -169,7 +170,7 @@ def test_down_to_clean_data_higher_orders_are_nearer():
     process, times = Process(predict="x0"), columns([Schedule(12).times()[::-1]] * 3)
     error = {}
     for name in ORDER:
-        out = jax.jit(lambda x, name=name: solve(solver_of(name), process, denoiser(process), x, times))(EPS)
+        out = quick(lambda x, name=name: solve(solver_of(name), process, denoiser(process), x, times))(EPS)
         error[name] = np.max(np.abs(out - (MEAN + STD * EPS)))
     assert error["ddim"] < 0.2 and all(error[name] < 0.3 * error["ddim"] for name in ("heun", *MULTISTEP))
 
@@ -182,7 +183,7 @@ def marginals(name, process, predict, runs, std=STD):
     rows = np.concatenate([np.stack([run[:-1], run[1:]], axis=1) for run in runs]).astype(np.float32)
     t, s = (np.broadcast_to(column, (3, len(rows))) for column in rows.T)
     x, z = (np.broadcast_to(np.array(unit, np.float32)[:, None, None], (*t.shape, 1)) for unit in np.eye(3)[1:])
-    take = jax.jit(lambda x, z: step(name, process, predict, x, t, s, noise=z))
+    take = quick(lambda x, z: step(name, process, predict, x, t, s, noise=z))
     rest, one, noised = np.asarray(take(x, z), np.float64)[..., 0]
     table, chains = iter(np.stack([one - rest, noised - rest, rest], axis=1)), []
     for run in runs:
@@ -245,7 +246,7 @@ def test_with_the_true_variance_learned_ancestral_sampling_is_exact():
     (near, n2_t), (far, n2_s) = ((process.values(time), truth(process, time)[1]) for time in (t, s))
     exact = n2_s - (near.a / far.a * n2_s) ** 2 / n2_t
     like = jnp.ones((1, len(times) - 1, 1))
-    bound = jax.jit(process.learned_variance)
+    bound = quick(process.learned_variance)
     low, high = (np.log(bound(sign * like, t, s))[..., 0] for sign in (-1, 1))
     part = 2 * (np.log(exact) - low) / (high - low) - 1
     assert (np.abs(part) < 1).all()  # between a point and white data
@@ -324,7 +325,7 @@ def test_frames_do_not_meet_in_a_solver(name):
     """Frames at other times, in another order, that begin, wait and start over: each as if it ran alone."""
     solver, process = make(SolverConfig(name)), Process(path="trigflow", predict="x0")
     predict = denoiser(process)
-    run = jax.jit(lambda x, times: solve(solver, process, predict, x, times))
+    run = quick(lambda x, times: solve(solver, process, predict, x, times))
     runs = [schedule.times()[::-1] for schedule in (Schedule(6), Schedule(3), Schedule(4, shift=2.0))]
     runs[1] = np.insert(runs[1], 2, runs[1][2])  # waits in mid-way
     runs[2] = np.insert(runs[2], 0, runs[2][0])  # begins later
@@ -343,7 +344,7 @@ def test_a_history_starts_over_where_its_frame_does(name):
     solver, process = solver_of(name), Process(predict="x0")
     predict = denoiser(process)
 
-    @jax.jit
+    @quick
     def go(history, x, t, s):
         return solver.step(history, process, predict, x, t, s, None)
 
@@ -371,7 +372,7 @@ def test_finished_blocks_are_bit_identical_through_later_rows(name):
     ]
     solver, process = solver_of(name), Process(predict="velocity")
 
-    @jax.jit
+    @quick
     def go(history, x, t, s):
         noise = Z if solver.stochastic else None
         return solver.step(history, process, lambda x, t: jnp.sin(7 * x + t[..., None]), x, t, s, noise)

@@ -11,6 +11,7 @@ import pytest
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConfig
+from tests.quick import quick
 
 TINY = dict(width=16, depth=2, heads=2, mlp=24, patch=(1, 2, 2), channels=2, classes=3, action=2, text=5)
 
@@ -28,9 +29,7 @@ def run(model, flags, params, streams, condition, mask, inputs):
     return model.apply({"params": params}, streams, condition, mask, **dict(flags), **inputs)
 
 
-# Many small models are compiled here and run once or twice: expensive passes would not pay.
-QUICK = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
-forward = jax.jit(run, static_argnums=(0, 1), compiler_options=QUICK)
+forward = quick(run, static_argnums=(0, 1))
 
 
 class Tiny(NamedTuple):
@@ -131,7 +130,7 @@ def frame_influence(system, **inputs):
         return jnp.concatenate([jnp.sum(out[n] * weight[n], axis=(0, *space)) for n in names if n in out])
 
     given = {n: {"x": s.x, "t": s.t, "action": s.action} for n, s in system.streams.items()}
-    jacobian = jax.jit(jax.jacrev(each_frame), compiler_options=QUICK)(given)
+    jacobian = quick(jax.jacrev(each_frame))(given)
 
     def by_frame(name):
         parts = []

@@ -1,12 +1,11 @@
-import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from causal_diffusion.nn.guo_evaluator import GuoConfig, GuoEvaluator
-from tests.nn.conftest import QUICK, random_params
+from tests.nn.conftest import random_params
+from tests.quick import quick
 
 SMALL = GuoEvaluator(GuoConfig(channels=5, movement_hidden=6, movement=7, motion_hidden=4, text_hidden=3, latent=8,
                                words=6, tags=4, frames=24))  # fmt: skip
@@ -21,7 +20,6 @@ def clips(batch, frames, width=5, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, frames, width)), jnp.float32)
 
 
-quick = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @quick

@@ -7,14 +7,14 @@ import pytest
 
 from causal_diffusion.nn.motion_text import MotionText, MotionTextConfig, aligned_features
 from causal_diffusion.training.objectives import alignment
-from tests.nn.conftest import QUICK, random_params
+from tests.nn.conftest import random_params
+from tests.quick import quick
 
 SIZES = dict(channels=7, parts=((0, 1, 2), (3, 4), (0, 5, 6)), width=8, depth=2, latent=6, tokens=5, heads=2)
 WORDS = MotionText(MotionTextConfig(**SIZES, vocabulary=11))
 FROZEN = MotionText(MotionTextConfig(**SIZES, text=3))
 WHOLE = MotionText(MotionTextConfig(channels=7, width=8, depth=0, latent=6, time=2, heads=1))
 
-quick = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @functools.partial(quick, static_argnames="model")

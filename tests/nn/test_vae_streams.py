@@ -13,6 +13,7 @@ from causal_diffusion.nn.diffusion_decoder import CDTConfig
 from causal_diffusion.nn.motion_vae import MotionVAEConfig
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
+from tests.quick import quick
 
 SMALL = {
     "motion": VAEConfig("motion", motion=MotionVAEConfig(channels=7, latent=3, width=8, align=0)),
@@ -34,7 +35,7 @@ SMALL = {
         base=4, latent=2, unet=4, multipliers=(1, 2), unet_multipliers=(1, 1, 1), time_down=(True,), blocks=1,
         wide=3, up=3, pad="edge", steps=3, patch=2)),
 }  # fmt: skip
-QUICK = ("motion", "video", "tokenizer", "cdt")  # one of each form in the first tier, all in the second
+FEW = ("motion", "video")  # in the first tier; all in the second
 LATENTS = 4
 PLANS = ((1, 1, 1, 1), (1, 3), (1, 2, 1), (2, 2), (3, 1))  # latents per piece
 
@@ -64,7 +65,7 @@ class Case:
 
 
 @pytest.fixture(
-    scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in SMALL]
+    scope="module", params=[n if n in FEW else pytest.param(n, marks=pytest.mark.full) for n in SMALL]
 )
 def case(request):
     return Case(request.param)
@@ -147,7 +148,7 @@ def test_no_gradient_flows_back_in_time(case):
     ):  # fmt: skip
         y, pull = jax.vjp(f, x)
         ones = jax.random.normal(jax.random.key(2), y.shape)
-        pull = jax.jit(pull)
+        pull = quick(pull)
         for i in range(LATENTS):
             only = jnp.zeros_like(y).at[:, outputs[i]].set(ones[:, outputs[i]])
             (gradient,) = pull(only)

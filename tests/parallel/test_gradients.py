@@ -17,6 +17,7 @@ from causal_diffusion.recipe import build
 from causal_diffusion.training import state as states
 from causal_diffusion.training.step import compile_step, gradients
 from tests.parallel import processes
+from tests.quick import quick
 
 BATCH, BETA, MIN_SIZE = 8, 0.9, 64
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2)]
@@ -90,7 +91,7 @@ def placed(leaf, sharding):
         return jax.device_put(leaf, sharding, may_alias=False)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = np.asarray(jax.random.key_data(leaf))
-        return jax.jit(lambda: jax.random.wrap_key_data(data), out_shardings=sharding)()
+        return quick(lambda: jax.random.wrap_key_data(data), out_shardings=sharding)()
     return jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: np.array(leaf)[index])
 
 
@@ -293,13 +294,13 @@ def test_gradients_of_autoencoders(form):
     def step(params, batch):
         return gradients(recipe, params, batch, jax.random.key(0))[0]
 
-    one = jax.jit(step)
+    one = quick(step)
     clips = [jax.device_get(one(params, {name: a[i : i + 1] for name, a in batch.items()})) for i in range(BATCH)]
     wanted = jax.tree.map(lambda *g: np.mean(np.stack(g), axis=0), *clips)
     for sizes in MESHES[:2]:
         mesh = make_mesh(MeshConfig(*sizes))
         shardings = param_shardings(params, mesh, min_size=MIN_SIZE)
         assert any(not s.is_fully_replicated for s in jax.tree.leaves(shardings)) == (sizes[1] > 1)
-        on_mesh = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=shardings)
+        on_mesh = quick(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=shardings)
         with jax.set_mesh(mesh):
             assert_same(jax.device_get(on_mesh(params, global_batch(mesh, batch))), wanted)

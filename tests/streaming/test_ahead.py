@@ -27,7 +27,7 @@ def equal(one, two):
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["teacher", "pyramid", pytest.param("prefix", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["pyramid", *(pytest.param(n, marks=pytest.mark.full) for n in ("teacher", "prefix"))])
 def test_a_stream_that_is_ahead_is_the_same_stream(start, name, tmp_path):
     pipe, given = start(name)
     b = pipe.rollout.block
@@ -53,6 +53,7 @@ def test_a_stream_that_is_ahead_is_the_same_stream(start, name, tmp_path):
     equal(plain.take(3), clip[:, 6 * b :])
 
 
+@pytest.mark.full
 def test_a_short_first_block_is_trimmed_once(pipeline, inputs):
     pipe = pipeline("prefix")
     given = inputs(pipe, BATCH, context=0, frames=9)

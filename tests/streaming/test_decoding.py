@@ -74,7 +74,7 @@ class Trained:
         self.context = clips(self.config, 2, seed=2)[0]["video"][None].repeat(2, 0)
 
 
-@pytest.fixture(scope="module", params=list(SYSTEMS))
+@pytest.fixture(scope="module", params=[pytest.param("video", marks=pytest.mark.full), "motion"])
 def trained(request, tmp_path_factory):
     return Trained(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -7,7 +7,7 @@ from causal_diffusion.config import load_config
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
 
-CHEAPEST = ("far", "dfot")
+CHEAPEST = ("dfot",)
 FAMILY = (
     "diffusion_forcing", "dfot", "vid_gpt", "ca2_vdm", "acdit", "far", "ar_diffusion", "nfd", "skyreels_v2",
     "streaming_tsdiff",

@@ -76,8 +76,8 @@ def test_however_it_is_asked_for_it_is_one_program_and_the_same_bits(start, exec
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", "deep", *(pytest.param(n, marks=full) for n in (
-        "ranges", "fused_rolling", "refine", "prefix", "window", "fused", "two_level", "knot", "ahead",
+    "name", ["chunk", "real_time", "deep", *(pytest.param(n, marks=full) for n in (
+        "registers", "ranges", "fused_rolling", "refine", "prefix", "window", "fused", "two_level", "knot", "ahead",
         "bidirectional", "slot"))]
 )  # fmt: skip
 def test_a_sample_that_is_reset_starts_as_it_would_alone(start, name):

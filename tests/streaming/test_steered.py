@@ -72,6 +72,7 @@ def test_known_values_come_in_as_the_stream_goes(pipelines, name, tmp_path):
     np.testing.assert_array_equal(stream.take(3), whole[:, 2:])
 
 
+@pytest.mark.full
 def test_a_loss_of_ones_own_is_the_same_thing(pipelines):
     """The square of known values written by hand, for frames by their index; scale 0 changes nothing."""
     observing, without = pipelines["plain"]
@@ -131,6 +132,7 @@ def test_a_sample_that_begins_again_is_drawn_to_its_own_values(pipelines, name):
     np.testing.assert_allclose(stream.take(3)[1], undisturbed[1, :6], atol=1e-5)
 
 
+@pytest.mark.full
 def test_a_sample_may_begin_again_with_another_reference(pipeline, inputs):
     """By itself it keeps its own."""
     pipe = pipeline("ahead")

@@ -20,6 +20,7 @@ from causal_diffusion.training.evaluate_vae import patch_means, with_statistics
 from causal_diffusion.training.objectives import likelihood
 from causal_diffusion.training.objectives.reconstruction import _fit, autoencoder_gradients, parts
 from causal_diffusion.training.step import compile_step
+from tests.quick import quick
 
 VIDEO = freeze({
     "name": "small", "trains": "vae",
@@ -90,6 +91,7 @@ def test_a_run_resumes_bitwise_and_its_checkpoint_is_the_autoencoder(config, tmp
     assert (tmp_path / "whole/samples/reconstruction.png").exists() == (config is VIDEO)
 
 
+@pytest.mark.full
 def test_statistics_are_those_of_the_latents():
     recipe = build_autoencoder(VIDEO)
     params, source = params_of(recipe)["vae"], clips(VIDEO, 24)
@@ -112,15 +114,17 @@ def test_patch_means_have_the_means_of_patches():
         video[:, 0, :4, :4].mean((1, 2), keepdims=True), (2, 4, 4, 1)), atol=1e-6)
 
 
+ALL_LOSSES = {"reconstruction.gan": 0.5, "reconstruction.gan_width": 4, "reconstruction.perceptual": 0.3}
+
+
 @pytest.mark.parametrize("overrides", [
-    {}, {"reconstruction.gan": 0.5, "reconstruction.gan_width": 4, "reconstruction.perceptual": 0.3},
-    {"reconstruction.fit": "l1"}, {"reconstruction.fit": "mse"},
+    {}, pytest.param(ALL_LOSSES, marks=pytest.mark.full), {"reconstruction.fit": "l1"}, {"reconstruction.fit": "mse"},
 ], ids=["plain", "gan and features", "l1", "mse"])  # fmt: skip
 def test_the_parts_add_up_and_every_parameter_learns(overrides):
     config = override(VIDEO, overrides)
     recipe = build_autoencoder(config)
     params, batch = params_of(recipe), batch_of(config)
-    grads, metrics = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
+    grads, metrics = quick(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
     still = [jax.tree_util.keystr(path, simple=True, separator="/")
              for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not norm(leaf)]  # fmt: skip
     # Inside both margins of the hinge a shift of all logits changes nothing.
@@ -154,13 +158,13 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
     params, batch, key = params_of(recipe), batch_of(config), jax.random.key(0)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
 
-    @jax.jit
+    @quick
     def alone(params):
         names = ("fit", "adversarial", "discriminator")
         return [jax.grad(lambda p, n=n: parts(recipe, p, batch, keys)[0][n])(params) for n in names]
 
     fit, adversarial, discriminator = alone(params)
-    gradients = jax.jit(functools.partial(autoencoder_gradients, recipe))
+    gradients = quick(functools.partial(autoencoder_gradients, recipe))
     grads, metrics = gradients(params, batch, key, 5)
     end = functools.partial(functools.reduce, lambda tree, name: tree[name], recipe.vae.network.decoder_end)
     weight = 0.5 * norm(end(fit["vae"])) / (norm(end(adversarial["vae"])) + 1e-4)
@@ -176,7 +180,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
 def test_alignment_fades_and_is_balanced_at_the_encoders_end():
     recipe = build_autoencoder(MOTION)
     params, batch = params_of(recipe), batch_of(MOTION)
-    step = jax.jit(functools.partial(autoencoder_gradients, recipe))
+    step = quick(functools.partial(autoencoder_gradients, recipe))
     weights = [float(step(params, batch, jax.random.key(0), s)[1]["align_weight"]) for s in (0, 4, 5, 6)]
     assert weights[0] == weights[1] > weights[2] > weights[3] > 0
     np.testing.assert_allclose(weights[3] / weights[0], 0.1, rtol=1e-4)
@@ -192,13 +196,13 @@ def test_one_device_computes_what_eight_do(config):
     recipe = build_autoencoder(config)
     batch, params = batch_of(config), params_of(recipe)
     batch["video"] = 0.5 + 0.3 * batch["video"]  # about zero the terms of a gradient cancel and leave rounding
-    whole, _ = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
+    whole, _ = quick(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
     for mesh in (make_mesh(MeshConfig(8, 1)), make_mesh(MeshConfig(1, 8))):
         rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
         split = jax.tree.map(
             lambda a, m=mesh: jax.device_put(a, jax.NamedSharding(
                 m, jax.P("fsdp") if a.shape[0] % m.shape["fsdp"] == 0 else jax.P())), params)  # fmt: skip
-        step = jax.jit(functools.partial(autoencoder_gradients, recipe))
+        step = quick(functools.partial(autoencoder_gradients, recipe))
         with jax.set_mesh(mesh):
             grads, _ = step(split, jax.device_put(batch, rows), jax.random.key(0), 3)
         total = norm(jax.device_get(whole))
@@ -295,6 +299,7 @@ def test_frames_that_are_no_numbers_are_refused():
         recipe.vae.encode(params, x)
 
 
+@pytest.mark.full
 def test_the_step_compiles_on_a_mesh_and_tells_its_cost(one_device):
     mesh = make_mesh(MeshConfig(4, 2))
     recipe = build_autoencoder(override(VIDEO, {"reconstruction.gan": 0.1, "reconstruction.gan_width": 4}))

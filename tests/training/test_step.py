@@ -141,9 +141,9 @@ def test_metrics_and_gradients_are_finite_and_nothing_is_at_zero(alone, params):
     assert [path for path, g in named(grads) if not np.any(g)] == UNUSED
 
 
-@pytest.mark.parametrize(
-    "sizes", [MeshConfig(8, 1), pytest.param(MeshConfig(1, 8), marks=pytest.mark.full), MeshConfig(2, 4)], ids=str
-)
+@pytest.mark.parametrize("sizes", [
+    *(pytest.param(MeshConfig(*n), marks=pytest.mark.full) for n in ((8, 1), (1, 8))), MeshConfig(2, 4),
+], ids=str)  # fmt: skip
 def test_eight_devices_compute_the_same_gradients(alone, params, sizes):
     mesh = make_mesh(sizes)
     state, metrics, grads, _ = one_step(recipe_of(), mesh, params)

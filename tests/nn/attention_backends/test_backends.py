@@ -16,6 +16,7 @@ from causal_diffusion.cache import lay
 from causal_diffusion.layout import Layout, StaticMask
 from causal_diffusion.nn.attention_backends import BACKENDS, attend, check_backend, choose, splash
 from causal_diffusion.nn.attention_backends.rectangles import LEAST_ROWS
+from tests.quick import quick
 
 blockwise = sys.modules["causal_diffusion.nn.attention_backends.blockwise"]
 
@@ -56,7 +57,7 @@ def run(name, q, keys, values, mask):
     return out, grads
 
 
-both = jax.jit(run, static_argnums=0)
+both = quick(run, static_argnums=0)
 
 
 @pytest.mark.parametrize("name", PLANNED)

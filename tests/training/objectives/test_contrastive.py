@@ -9,7 +9,7 @@ import pytest
 from causal_diffusion.nn.motion_text import MotionText, MotionTextConfig
 from causal_diffusion.training.objectives import contrastive
 from causal_diffusion.training.objectives.contrastive import equal_captions
-from tests.nn.conftest import QUICK
+from tests.quick import quick
 
 MODEL = MotionText(
     MotionTextConfig(channels=6, parts=((0, 1, 2), (3, 4, 5)), width=8, depth=1, latent=8, vocabulary=9, tokens=4,
@@ -17,7 +17,6 @@ MODEL = MotionText(
 )  # fmt: skip
 KEY = jax.random.key(0)
 
-quick = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @functools.partial(quick, static_argnames="drop")
