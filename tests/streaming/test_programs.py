@@ -38,7 +38,8 @@ def test_the_full_program_begins_with_the_first_full_ring(pipeline, inputs, name
         assert made[-1] == full_ring(pipe, stream._mark.state)
         np.testing.assert_array_equal(stream._mark.frame, stream._mark.state.frame)
         stream.take(1)
-    assert made[0] is False and made[7] is True and made[8] is False and made[11] is True
+    filled = name == "rolling"  # its ring has one block, which the context fills
+    assert made[0] is filled and made[7] is True and made[8] is filled and made[11] is True
 
 
 def test_a_program_makes_as_many_steps_as_are_its_own(pipeline):
