@@ -2,7 +2,7 @@
 
 ``run`` takes teacher forcing's mask over [clean; noisy] of n blocks, whole, so that (n + 1) / (4 n) of it are seen and
 the ideal speed-up is 4 n / (n + 1). ``rule`` takes the masks that training makes, at sizes around those at which
-'auto' changes its mind, and shows what it chooses.
+'auto' changes its mind, and shows what it chooses; and, forward alone, a frame of a stream under a ring that is full.
 """
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import paired
 from benchmarks.rows import Figure
+from causal_diffusion.cache import lay
 from causal_diffusion.layout import CLEAN, NOISY, Ids, Layout, StaticMask, concatenate
 from causal_diffusion.nn.attention_backends import BACKENDS, choose
 
@@ -23,6 +24,7 @@ RULE = {  # (kind of mask, blocks, tokens of a block)
     ),
     "tiny": (("teacher_forcing", 4, 2), ("block_causal", 4, 2)),
 }  # fmt: skip
+RINGS = {"full": ((50, 4), (8, 64), (16, 64), (64, 64), (16, 256)), "tiny": ((4, 2),)}  # (frames, tokens of a frame)
 
 
 def whole_mask(blocks: int) -> np.ndarray:
@@ -108,4 +110,23 @@ def rule(pairs: int, size: str) -> dict:
         here = f"{kind}, {blocks} blocks of {tokens} tokens: {other} / {chosen}, which 'auto' takes"
         figures.append(Figure.of(here, ratio, asked=("high", ">=", 0.95)))
         table.append({"kind": kind, "blocks": blocks, "tokens": tokens, "chosen": chosen})
+    for frames, tokens in RINGS[size]:
+        mask = StaticMask(np.ones((1, frames + 1), bool))
+        sides = {name: under_ring(name, frames, tokens, mask) for name in ("reference", "blockwise")}
+        paired.difference(sides["blockwise"](), sides["reference"](), "a frame under a full ring")
+        seconds = paired.interleave(sides, 5 * pairs)
+        chosen = choose("auto", (1, tokens), ((frames, tokens), (1, tokens)), mask)
+        other = next(name for name in sides if name != chosen)
+        here = f"a ring of {frames} frames of {tokens} tokens: {other} / {chosen}, which 'auto' takes"
+        figures.append(Figure.of(here, paired.ratio(seconds, other, chosen), asked=("high", ">=", 0.95)))
+        table.append({"kind": "ring", "blocks": frames, "tokens": tokens, "chosen": chosen})
     return {"figures": figures, "table": table}
+
+
+def under_ring(name: str, frames: int, tokens: int, mask: StaticMask):
+    """Attention of one frame to the slots of a stream, as a cache keeps them, and to itself; without arguments."""
+    q, k, v, _ = arrays((frames + 1, tokens, HEADS, WIDTH))
+    keys, values = ([lay(jnp.asarray(x[:, :frames])), jnp.asarray(x[:, frames:])] for x in (k, v))
+    attend = jax.jit(lambda q, keys, values: BACKENDS[name](q, keys, values, mask))
+    q = jnp.asarray(q[:, frames:])
+    return lambda: jax.block_until_ready(attend(q, keys, values))

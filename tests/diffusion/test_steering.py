@@ -13,7 +13,6 @@ from causal_diffusion.diffusion.process import SPACES, Process
 from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import SolverConfig, make
 from causal_diffusion.diffusion.steering import OBSERVED, observed_loss, steer
-from tests.quick import quick
 
 FAMILIES = tuple(path for path in PATHS if path not in TABLES or path == "vp_cosine")  # tables differ in numbers alone
 rng = np.random.default_rng(0)
@@ -50,7 +49,7 @@ def test_every_space_is_steered_alike(path):
     inner = np.where(clean, 0.0, 2 * (0.5 + t[..., None]) * (x0 - Y) * (1 - x0**2))
     gradient = (inner.reshape(2, 12) @ MIX.T).reshape(X.shape) + np.where(clean, 2 * 0.5 * (X - Y), 0.0)
 
-    @quick
+    @jax.jit
     def all_spaces(x):
         out = {}
         for space in SPACES:
@@ -89,10 +88,10 @@ def test_no_scale_is_no_steering_to_the_bit():
 def test_samples_are_steered_apart_and_a_sum_is_the_sum():
     process = Process(predict="v")
     predict = network(process)
-    steered = quick(steer(process, predict, pull, 2.0))
+    steered = jax.jit(steer(process, predict, pull, 2.0))
     whole, changed = steered(X, LEVELS), steered(jnp.stack([X[0], 9 * X[1]]), LEVELS)
     np.testing.assert_array_equal(whole[0], changed[0])
-    summed = quick(steer(process, predict, lambda x0, t: jnp.sum(pull(x0, t)), 2.0))(X, LEVELS)
+    summed = jax.jit(steer(process, predict, lambda x0, t: jnp.sum(pull(x0, t)), 2.0))(X, LEVELS)
     np.testing.assert_allclose(summed, whole, rtol=1e-6, atol=1e-6)
 
 
@@ -111,7 +110,7 @@ def test_ends_of_the_path_are_finite_and_so_are_their_gradients(path):
     t = np.array([[0.0, 1.0, 0.5]] * 2, np.float32)
     guidance, given = Guidance(observe="gaussian"), np.ones((2, 3), bool)
 
-    @quick
+    @jax.jit
     def run(x):
         def steered(x, space, observe=True):
             process = Process(path=path, predict=space, zero_snr=path.startswith("vp_"))
@@ -218,7 +217,7 @@ class Ideal:
         return loss
 
 
-@functools.partial(quick, static_argnames=("process", "kernel", "solver", "schedule", "guidance"))
+@functools.partial(jax.jit, static_argnames=("process", "kernel", "solver", "schedule", "guidance"))
 def generate(key, given, process, kernel, solver, schedule, guidance):
     """Samples [SAMPLES, T]; steered by the exact loss if there is no guidance."""
     ideal, solver, times = Ideal(process, KERNELS[kernel]), make(solver), schedule.times()[::-1]
@@ -260,7 +259,7 @@ def test_the_steered_prediction_is_that_of_the_conditional_process(path):
     levels = np.array([0.05, 0.4, 0.7, 0.95], np.float32)
     noise = rng.normal(size=(3, T, 1)).astype(np.float32)
 
-    @quick
+    @jax.jit
     def all_spaces(t):
         out = []
         for space in SPACES:

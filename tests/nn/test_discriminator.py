@@ -8,7 +8,6 @@ import pytest
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.autoencoder import Geometry
 from causal_diffusion.nn.discriminator import Discriminator
-from tests.quick import quick
 
 GROUPS = 3
 CASES = {
@@ -45,8 +44,8 @@ class Case:
         clip = (2, self.geometry.frames(GROUPS), *shape)
         self.x = jnp.asarray(np.random.default_rng(1).normal(size=clip), jnp.float32)
         params = filled(self.d, self.x)
-        self.apply = quick(lambda x: self.d.apply({"params": params}, x))
-        self.score = quick(lambda x, state: self.d.apply({"params": params}, x, state, method="score"))
+        self.apply = jax.jit(lambda x: self.d.apply({"params": params}, x))
+        self.score = jax.jit(lambda x, state: self.d.apply({"params": params}, x, state, method="score"))
         self.logits = self.apply(self.x)
 
     def frames(self, group):
@@ -67,7 +66,7 @@ def test_a_logit_per_patch_and_group(case):
 def test_no_logit_sees_a_later_group(case):
     """d(group i)/d(group j) is exactly zero for j > i, and is not for j = i."""
     y, pull = jax.vjp(case.apply, case.x)
-    pull = quick(pull)
+    pull = jax.jit(pull)
     ones = np.random.default_rng(2).normal(size=y.shape).astype(np.float32)
     for i in range(GROUPS):
         only = np.zeros_like(ones)
@@ -97,7 +96,7 @@ def test_a_patch_sees_its_own_neighbourhood_only():
     d = Discriminator(4, (1, 1))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 32, 32, 1)), jnp.float32)
     params = filled(d, x)
-    gradient = quick(jax.grad(lambda x: d.apply({"params": params}, x)[0, 0, 4, 4]))(x)
+    gradient = jax.jit(jax.grad(lambda x: d.apply({"params": params}, x)[0, 0, 4, 4]))(x)
     seen = np.flatnonzero(np.abs(gradient[0, 0, :, :, 0]).max(axis=1))
     assert (seen[0], seen[-1]) == (9, 26)
 

@@ -9,11 +9,10 @@ import pytest
 
 from causal_diffusion.nn import quantise
 from causal_diffusion.nn.quantise import Quantiser, bit_entropy, check, mean_entropy, sphere
-from tests.quick import quick
 
-vq, lfq, fsq = quick(quantise.vq), quick(quantise.lfq), quick(quantise.fsq, static_argnums=1)
-vq_vectors = quick(quantise.vq_vectors)
-lfq_vectors, fsq_vectors = (quick(f, static_argnums=1) for f in (quantise.lfq_vectors, quantise.fsq_vectors))
+vq, lfq, fsq = jax.jit(quantise.vq), jax.jit(quantise.lfq), jax.jit(quantise.fsq, static_argnums=1)
+vq_vectors = jax.jit(quantise.vq_vectors)
+lfq_vectors, fsq_vectors = (jax.jit(f, static_argnums=1) for f in (quantise.lfq_vectors, quantise.fsq_vectors))
 rng = np.random.default_rng(0)
 Z = rng.normal(size=(3, 4, 5)).astype(np.float32)
 BOOK = rng.normal(size=(11, 5)).astype(np.float32)
@@ -133,8 +132,8 @@ def test_vq_loss_is_that_of_the_angle():
 
 
 def test_each_side_of_vq_learns_by_its_own_term():
-    loss = quick(lambda z, book, commitment: vq(z, book, commitment).loss)
-    both = quick(jax.grad(loss, argnums=(0, 1)))
+    loss = jax.jit(lambda z, book, commitment: vq(z, book, commitment).loss)
+    both = jax.jit(jax.grad(loss, argnums=(0, 1)))
     to_z, to_book = both(Z, BOOK, 0.0)
     assert float(jnp.abs(to_z).max()) == 0.0
     used = np.unique(vq(Z, BOOK).codes)

@@ -16,7 +16,6 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.nn.autoencoder import Geometry
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import FrameAttention, VideoVAE, VideoVAEConfig, copy_up, mean_down
-from tests.quick import quick
 
 SMALL = VideoVAEConfig(base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)
 FRAME = dataclasses.replace(SMALL, time_down=(False,), time_kernel=1)
@@ -137,7 +136,7 @@ def test_decoded_pixels_are_clipped_and_learn_all_the_same():
         return vae.network.apply({"params": params | {"decoder": decoder}}, z, method="decode")[0]
 
     bias = np.float32([-9.0, 9.0, 0.0])
-    out, pull = jax.vjp(quick(decode), bias)
+    out, pull = jax.vjp(jax.jit(decode), bias)
     (gradient,) = pull(jnp.ones_like(out))
     assert (out[..., 0] == -1).all() and (out[..., 1] == 1).all() and (np.abs(out[..., 2]) < 1).any()
     np.testing.assert_allclose(gradient, out[..., 0].size)
@@ -191,7 +190,7 @@ def test_remat_changes_no_number():
 
     def run(config):
         gradients = jax.grad(lambda params: jnp.sum(jnp.sin(One(config).apply(params, x))))
-        return quick(gradients)(params), str(jax.make_jaxpr(gradients)(params)).count("remat")
+        return jax.jit(gradients)(params), str(jax.make_jaxpr(gradients)(params)).count("remat")
 
     (plain, none), (again, some) = run(SMALL), run(dataclasses.replace(SMALL, remat=True))
     assert none == 0 and some > 0
