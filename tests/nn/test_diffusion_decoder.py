@@ -124,7 +124,8 @@ def test_one_step_is_one_pass_from_noise():
     assert list(state["steps"]) == ["step0"] and np.abs(decoded - predict(0.8 * noise, 0)).max() > 1e-4
 
 
-@pytest.mark.parametrize("steps, train_steps", [(3, 8192), pytest.param(4, 10, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("steps, train_steps", [(3, 8192), (4, 10)])
 def test_several_steps_are_a_plain_loop_over_the_whole_clip(steps, train_steps):
     config, z = variant(steps=steps, train_steps=train_steps, noise=0.6), latents(3, batch=2)
     params = random_params(config)

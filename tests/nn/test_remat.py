@@ -102,10 +102,8 @@ def test_offloaded_kinds_are_those_that_would_be_kept(scanned, name):
     assert moved[kept] == 0 and moved[name] >= 4  # there and back
 
 
-@pytest.mark.parametrize("name", [
-    *(pytest.param(name, marks=() if name == "attention_mlp" else pytest.mark.full) for name in LADDER[1:]),
-    pytest.param("offload_attention_mlp", marks=pytest.mark.full),
-])  # fmt: skip
+@pytest.mark.full
+@pytest.mark.parametrize("name", [*LADDER[1:], "offload_attention_mlp"])
 def test_policies_change_memory_and_no_gradient(scanned, name):
     (wanted, everything), (found, memory) = scanned.compiled("none"), scanned.compiled(name)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(wanted))

@@ -171,6 +171,7 @@ def test_a_cache_in_half_precision_is_named_an_approximation(config):
     assert {a.dtype for a in jax.tree.leaves(shapes.caches)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.full
 def test_a_stream_is_as_exact_after_years(config, systems, random_params, inputs):
     """Whatever stands at frame f stands at f + 10^9, and what is predicted is the same."""
     changed = config(**systems["ranges"] | {"cache.keys": "raw"})

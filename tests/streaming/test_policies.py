@@ -139,6 +139,7 @@ def test_the_replay_is_the_oracle_where_nothing_is_approximate(pipeline, replay,
     compare(run(pipe, frames, context, of=replay), run(pipe, frames, context, of=oracle))
 
 
+@pytest.mark.full
 def test_positions_part_when_something_is_forgotten_and_slot_and_adjacent_never(pipeline, changed, run):
     """While all is remembered they are one; differences of places are all that counts; raw keys are keys."""
     pipe = pipeline("slot")

@@ -54,8 +54,9 @@ def test_a_program_makes_as_many_steps_as_are_its_own(pipeline):
     assert fused.filling_blocks(np.array([0])) == (4 + 2 + 2) / 2
 
 
-@pytest.mark.parametrize("name", ["teacher", "adjacent", *(pytest.param(n, marks=full) for n in (
-    "fused", "prefix", "knot", "one_past", "slot", "ahead", "int8", "bidirectional", "rolling", "axial"))])  # fmt: skip
+@pytest.mark.parametrize("name", ["teacher", *(pytest.param(n, marks=full) for n in (
+    "adjacent", "fused", "prefix", "knot", "one_past", "slot", "ahead", "int8", "bidirectional", "rolling",
+    "axial"))])  # fmt: skip
 def test_both_programs_make_the_same_block(pipeline, inputs, name):
     """Of a full ring: what the mask does not say any more, it said of everything."""
     pipe = pipeline(name)
@@ -127,7 +128,7 @@ def copies(program, *args):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"cache.commit": "fused"}, {"layout.sinks": 2, "cache.positions": "slot"},
+    {}, pytest.param({"cache.commit": "fused"}, marks=full), {"layout.sinks": 2, "cache.positions": "slot"},
 ])  # fmt: skip
 def test_slots_are_never_copied(config, random_params, changes):
     """Written in place in a loop of steps in which a loop of rows reads them; neither by layer, row nor step."""

@@ -33,7 +33,7 @@ def apart(one, two):
     return np.abs(one - two).max(axis=tuple(range(1, one.ndim))) > 1e-3 * np.abs(two).max()
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
 def test_a_new_condition_steers_the_blocks_that_enter(start, name):
     """Blocks in flight keep theirs; with when='in_flight' they change at once. Samples keep to themselves."""
     pipe, given = start(name)
@@ -86,6 +86,7 @@ def test_recaching_is_a_fresh_stream_while_all_is_remembered(start, name):
     assert apart(stream.take(3), fresh).all()  # without it, the past is remembered under the old condition
 
 
+@pytest.mark.full
 def test_recaching_may_spare_the_sinks(config, systems, random_params, inputs):
     """LongLive's way: their keys and values stay as they are, all others are encoded anew."""
     changed = systems["deep"] | {"cache.budget": 0, "cache.recent": 0, "cache.recache_sinks": False}

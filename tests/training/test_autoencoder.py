@@ -177,6 +177,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
     assert gradients(params, batch, key, 4)[1]["adversarial_weight"] == 0.0
 
 
+@pytest.mark.full
 def test_alignment_fades_and_is_balanced_at_the_encoders_end():
     recipe = build_autoencoder(MOTION)
     params, batch = params_of(recipe), batch_of(MOTION)
