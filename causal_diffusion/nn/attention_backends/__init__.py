@@ -43,7 +43,7 @@ NAMES = ("auto", *BACKENDS)
 # The rule of 'auto', from the rows of `python -m benchmarks cpu_attention_rule`.
 MOST_COMPUTED = 0.75  # share of a dense mask above which there is too little to save
 LEAST_TOKENS = 256  # queries, below which the parts of a plan cost more than they save
-MANY_KEYS = 1024  # of several arrays, from which on their scores had better not be laid side by side
+MANY_KEYS = 512  # of several arrays, from which on their scores had better not be laid side by side
 MOST_SCORES = 2**28  # of a sample, a GiB of them, above which they had better not exist all at once
 
 
