@@ -33,7 +33,7 @@ SIZES = {
     "tiny": system(WAN, squares(1, 2), network(16, 2, 2)),
 }
 CONTEXTS = {"full": (16, 32, 64), "tiny": (2, 3)}
-LONG = {"full": (16, 2000, 60), "tiny": (2, 20, 3)}  # frames of context, blocks, pairs
+LONG = {"full": (16, 2000, 60), "tiny": (2, 20, 3)}  # frames of context, blocks, and then turns
 AT_ONCE = 8  # frames of the stream in one time
 
 
@@ -115,7 +115,7 @@ def run(pairs: int, size: str) -> dict:
         more, apart = compared(config, frames, pairs)
         figures += more
         differences.append(apart)
-    window, blocks, pairs = LONG[size]
+    window, blocks, turns = LONG[size]
     pipe, rng = random_pipeline(with_window(config, window)), np.random.default_rng(0)
     text = rng.standard_normal((config.text.tokens, config.model.text), np.float32)
     young = full_stream(pipe, text, rng)
@@ -124,7 +124,7 @@ def run(pairs: int, size: str) -> dict:
         old.next()
     sides = {"young": young, "old": old}
     frames = {name: lambda stream=stream: [stream.next() for _ in range(AT_ONCE)] for name, stream in sides.items()}
-    rise = paired.ratio(paired.interleave(frames, pairs), "old", "young")
+    rise = paired.ratio(paired.interleave(frames, turns), "old", "young")
     value, low, high = (100 * (x - 1) for x in rise[:3])
     name = f"time of a frame {blocks:,} frames later, {window} of context: rise"
     figures.append(Figure(name, value, "%", (low, high), rise.pairs, asked=("value", "<=", 2.0)))

@@ -57,7 +57,7 @@ class Writing:
 
     def _end(self, failed: bool = False):
         if failed:  # some threads write on, into a folder that is about to be removed
-            logging.getLogger("asyncio").addFilter(_no_task_of_orbax)  # to stay: told when the garbage is collected
+            logging.getLogger("asyncio").addFilter(_nothing_of_orbax)  # to stay: told when the garbage is collected
             _ignored.enter()  # to stay: told by writes of tensorstore, which cannot be waited for
             time.sleep(0.2)
             for thread in threading.enumerate():
@@ -120,8 +120,12 @@ def muted():
         logger.removeFilter(not_orbax)
 
 
-def _no_task_of_orbax(record: logging.LogRecord) -> bool:
-    return not (record.msg.startswith("Task exception was never retrieved") and f"{os.sep}orbax{os.sep}" in record.msg)
+def _nothing_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether what asyncio says is not of orbax's tasks, nor of the futures of tensorstore that they waited for."""
+    text = record.getMessage()
+    task = text.startswith("Task exception was never retrieved") and f"{os.sep}orbax{os.sep}" in text
+    future = text.startswith("Future exception was never retrieved") and ".orbax-checkpoint-tmp" in text
+    return not (task or future)
 
 
 class _Ignored:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion import checkpoint
-from causal_diffusion.checkpoint import Checkpoints
+from causal_diffusion.checkpoint import Checkpoints, storage
 from tests.checkpoint.trees import assert_same, at_once
 
 PRELUDE = """
@@ -102,6 +102,18 @@ def test_a_disk_that_fills_up_while_orbax_writes(tmp_path):
         print(sorted(os.listdir(store.directory)))
         """, tmp_path / "full")
     assert_told_in_one_line(status, out, err, tmp_path / "full")
+
+
+@pytest.mark.parametrize("text, heard", [
+    ("Task exception was never retrieved\nfuture: <Task finished coro=<_serialize() at /lib/orbax/a.py:1>>", False),
+    ("Future exception was never retrieved\nfuture: <Future finished exception=ValueError('Error writing \"2/0.0\" in "
+     "OCDBT database at local file \"/runs/2.orbax-checkpoint-tmp/train.orbax-checkpoint-tmp/\": full')>", False),
+    ("Task exception was never retrieved\nfuture: <Task finished coro=<mine() at /home/me/a.py:1>>", True),
+    ("Future exception was never retrieved\nfuture: <Future finished exception=ValueError('mine')>", True),
+])  # fmt: skip
+def test_of_what_nobody_waits_for_only_that_of_others_is_heard(text, heard):
+    """Such lines come when the garbage is collected, or not at all."""
+    assert storage._nothing_of_orbax(logging.LogRecord("asyncio", logging.ERROR, "", 0, text, (), None)) is heard
 
 
 def test_killed_while_orbax_writes(tmp_path):
