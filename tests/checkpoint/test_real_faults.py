@@ -1,5 +1,6 @@
 """Processes of their own: what a real file system and a real signal do to a checkpoint."""
 
+import logging
 import os
 import signal
 import subprocess
