@@ -33,6 +33,7 @@ class Writing:
     def __init__(self, folder, items: dict[str, tuple[str, Any]], barrier: Callable | None):
         self._mute = muted()
         self._mute.__enter__()
+        logging.getLogger("asyncio").addFilter(_nothing_of_orbax)  # to stay: told when the garbage is collected
         self._checkpointer = None
         try:
             self._checkpointer = ocp.AsyncCheckpointer(
@@ -57,7 +58,6 @@ class Writing:
 
     def _end(self, failed: bool = False):
         if failed:  # some threads write on, into a folder that is about to be removed
-            logging.getLogger("asyncio").addFilter(_nothing_of_orbax)  # to stay: told when the garbage is collected
             _ignored.enter()  # to stay: told by writes of tensorstore, which cannot be waited for
             time.sleep(0.2)
             for thread in threading.enumerate():
