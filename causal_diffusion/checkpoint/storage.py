@@ -123,9 +123,8 @@ def muted():
 def _nothing_of_orbax(record: logging.LogRecord) -> bool:
     """Whether what asyncio says is not of orbax's tasks, nor of the futures of tensorstore that they waited for."""
     text = record.getMessage()
-    task = text.startswith("Task exception was never retrieved") and f"{os.sep}orbax{os.sep}" in text
-    future = text.startswith("Future exception was never retrieved") and ".orbax-checkpoint-tmp" in text
-    return not (task or future)
+    unheard = text.partition("\n")[0].endswith("exception was never retrieved")  # Task, Future, _GatheringFuture
+    return not (unheard and (f"{os.sep}orbax{os.sep}" in text or ".orbax-checkpoint-tmp" in text))
 
 
 class _Ignored:

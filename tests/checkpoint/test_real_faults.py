@@ -109,6 +109,8 @@ def test_a_disk_that_fills_up_while_orbax_writes(tmp_path):
     ("Task exception was never retrieved\nfuture: <Task finished coro=<_serialize() at /lib/orbax/a.py:1>>", False),
     ("Future exception was never retrieved\nfuture: <Future finished exception=ValueError('Error writing \"2/0.0\" in "
      "OCDBT database at local file \"/runs/2.orbax-checkpoint-tmp/train.orbax-checkpoint-tmp/\": full')>", False),
+    ("_GatheringFuture exception was never retrieved\nfuture: <_GatheringFuture finished exception=ValueError('Failed "
+     "writing: \"/runs/2.orbax-checkpoint-tmp/d/1\": full')>", False),
     ("Task exception was never retrieved\nfuture: <Task finished coro=<mine() at /home/me/a.py:1>>", True),
     ("Future exception was never retrieved\nfuture: <Future finished exception=ValueError('mine')>", True),
 ])  # fmt: skip
