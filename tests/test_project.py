@@ -246,9 +246,9 @@ TWO = ("-n", "2", "--dist", "worksteal")
         pytest.param(BAD_ORACLE, False, TWO, marks=pytest.mark.full),
         (GOOD_ORACLE + "@pytest.mark.oracle\n@pytest.mark.skip\ndef test_skips():\n    pass", False, ()),
         (GOOD_ORACLE + "@pytest.mark.full\ndef test_skips():\n    pytest.importorskip('no_such')", False, ()),
-        ("pytest.importorskip('no_such', reason='no')\n" + GOOD_ORACLE, False, TWO),
+        pytest.param("pytest.importorskip('no_such', reason='no')\n" + GOOD_ORACLE, False, TWO, marks=pytest.mark.full),
         ("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False, ()),
-        ("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False, TWO),
+        pytest.param("@pytest.mark.full\ndef test_not_an_oracle():\n    pass", False, TWO, marks=pytest.mark.full),
     ],
     ids=["runs", "runs, two", "skips", "skips, two", "skip mark", "import skip", "module skips", "none", "none, two"],
 )

@@ -115,8 +115,8 @@ def test_a_sample_may_begin_again_from_more_than_it_remembers(pipeline, inputs, 
 
 
 @pytest.mark.parametrize(
-    "name", ["chunk", "registers", "real_time", "ranges", pytest.param("refine", marks=full),
-             pytest.param("prefix", marks=full), pytest.param("trapezoid", marks=full)]
+    "name", ["chunk", "registers", "real_time", *(pytest.param(n, marks=full) for n in (
+        "ranges", "refine", "prefix", "trapezoid"))]
 )  # fmt: skip
 def test_finished_blocks_never_change(start, name):
     """What a stream remembers of a frame is what it emitted, and stays so, bit by bit, with its keys and values."""
