@@ -1,9 +1,12 @@
-"""Set-up that must come before the first use of JAX: eight CPU devices, unless JAX_PLATFORMS says otherwise.
+"""Set-up that must come before the first use of JAX: eight CPU devices, unless JAX_PLATFORMS says otherwise, and
+compiler flags that make compiling fast (``tests/compiling.py``).
 
 Whatever is not sharded runs on the first of them. Compiled programs are not kept on disk, here and in processes that
 tests start, but where a test says so.
 """
 
+import contextlib
+import ctypes
 import gc
 import os
 from pathlib import Path
@@ -12,6 +15,9 @@ import jax
 import pytest
 from absl import flags
 
+from tests.compiling import use_quick_flags
+
+use_quick_flags()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # for processes that tests start
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,6 +27,8 @@ flags.FLAGS.mark_as_parsed()  # grain reads an absl flag in its workers, which o
 
 MAPS = Path("/proc/self/maps")  # Linux
 MOST_MAPS = 30_000  # of the 65,530 that Linux grants a process (vm.max_map_count)
+MEMORY = Path("/proc/self/statm")  # Linux, in pages
+MOST_MEMORY = 1_300 * 2**20  # bytes resident; a test takes a few hundred MiB more
 
 
 @pytest.fixture
@@ -29,32 +37,37 @@ def key() -> jax.Array:
 
 
 class Compiled:
-    """How many programs were compiled since maps were counted, which takes its time."""
+    """How many programs were compiled since memory was looked at, which takes its time."""
 
-    COUNT_AFTER = 50
+    LOOK_AFTER = 50
 
     def __init__(self):
         self.programs = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_duration_secs_listener(self._count)
 
-    def _listen(self, event, seconds, **about):
+    def _count(self, event, seconds, **about):
         self.programs += event == "/jax/core/compile/backend_compile_duration"
 
-    def many_maps(self) -> bool:
-        """Whether they are to be forgotten."""
-        if self.programs < self.COUNT_AFTER:
+    def too_many(self) -> bool:
+        """Whether compiled programs should be dropped."""
+        if self.programs < self.LOOK_AFTER:
             return False
         self.programs = 0
-        return MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS
+        if not MAPS.exists():
+            return False
+        resident = int(MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident > MOST_MEMORY or len(MAPS.read_bytes().splitlines()) > MOST_MAPS
 
 
 compiled = Compiled()
 
 
 @pytest.fixture(autouse=True)
-def compiled_programs_are_forgotten():
+def compiled_programs_are_dropped():
     """XLA's CPU backend maps memory for every program it compiles, and at the limit of maps it crashes."""
     yield
-    if compiled.many_maps():
+    if compiled.too_many():
         jax.clear_caches()
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc: freed memory goes back to the system
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -34,13 +34,6 @@ TRAIN = ["--config=quickstart:tiny", *(f"--config.{key}={value}" for key, value 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True, scope="module")
 def compiled_once():
     """On one device, and every program compiled once for all tests."""
     step, state, mesh = loop.compile_step, loop.sharded_state, make_mesh(devices=jax.devices()[:1])

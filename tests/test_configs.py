@@ -64,13 +64,6 @@ OWN = {"motionstreamer": {"process.path", "process.predict", "train.own_past"}} 
 ALL = [f"{name}:{variant}" if variant else name for name in NAMES for variant in VARIANTS[name]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def one_device():
     """Batches are as shipped, and eight devices would want multiples of eight. Each step is compiled once."""

@@ -18,16 +18,7 @@ from tests.data.toy_vae import Whole
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def quick_compiles():
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_trained_vae_from_its_folder_and_back_as_latents(tmp_path, quick_compiles, capsys):
+def test_a_trained_vae_from_its_folder_and_back_as_latents(tmp_path, capsys):
     """The module itself as a command's main: moving digits, the video autoencoder, both splits, and the reader."""
     from causal_diffusion.autoencoder import fingerprint, save_vae
     from causal_diffusion.data.config import DataConfig
@@ -66,7 +57,7 @@ def untrained(vae):
     return jax.tree.map(lambda a: (0.2 * rng.standard_normal(a.shape)).astype(np.float32), like)
 
 
-def test_whole_clips_through_the_motion_vae(tmp_path, quick_compiles):
+def test_whole_clips_through_the_motion_vae(tmp_path):
     """Padded, streamed in pieces and in batches: the latents of each clip by itself."""
     from causal_diffusion.nn.motion_vae import MotionVAEConfig
     from causal_diffusion.nn.vae import VAE, VAEConfig

@@ -23,6 +23,7 @@ from causal_diffusion.training import loop
 from causal_diffusion.training.objectives.reconstruction import Frozen, autoencoder_gradients
 from causal_diffusion.training.runs import make_run
 from tests.motion_data import write_bodies
+from tests.parameters import perturbed
 
 DATA = dict(source="motion_clips", representation="essential", frames=16, shortest=8, height=0, width=0, channels=64)
 SMALL = freeze({
@@ -40,13 +41,6 @@ AUTOENCODER = freeze({
     "log": dict(every=1, evaluate=0, checkpoint=2),
 })  # fmt: skip
 CAPTIONS = ["a person does walk, calm style", "a person does wave-left-hand, angry style", "walk", ""]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -201,7 +195,7 @@ def test_bad_configs_are_told_in_one_line(folder, tmp_path, overrides, said):
 def test_runs_of_other_kinds_are_refused(folder, tmp_path):
     config = override(AUTOENCODER, {"data.path": str(folder), "reconstruction.align": 0.0})
     recipe = build_autoencoder(config)
-    save_vae(tmp_path / "vae", recipe.vae, recipe.init_params(jax.random.key(0))["vae"])
+    save_vae(tmp_path / "vae", recipe.vae, perturbed(recipe.init_params)["vae"])
     with pytest.raises(UserError, match="holds no model of motions and captions: its config says trains = 'vae'"):
         load_motion_text(tmp_path / "vae")
 

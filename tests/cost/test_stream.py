@@ -25,14 +25,6 @@ tiers = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Compilation is what these tests wait for."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def recipe_of(name, **changes):
     keys = systems.SYSTEMS[name] | {"text.tokens": 3, "model.backend": "reference"} | changes

@@ -1,5 +1,6 @@
 """Solvers that add noise: chains of Gaussian data have the mean and the variance that they should at every time."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import pytest
 from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.schedule import Schedule
 from tests.diffusion.solving import MEAN, NOISY, STD, denoiser, step, truth
-from tests.quick import quick
 
 
 def marginals(name, process, predict, runs, std=STD):
@@ -18,7 +18,7 @@ def marginals(name, process, predict, runs, std=STD):
     rows = np.concatenate([np.stack([run[:-1], run[1:]], axis=1) for run in runs]).astype(np.float32)
     t, s = (np.broadcast_to(column, (3, len(rows))) for column in rows.T)
     x, z = (np.broadcast_to(np.array(unit, np.float32)[:, None, None], (*t.shape, 1)) for unit in np.eye(3)[1:])
-    take = quick(lambda x, z: step(name, process, predict, x, t, s, noise=z))
+    take = jax.jit(lambda x, z: step(name, process, predict, x, t, s, noise=z))
     rest, one, noised = np.asarray(take(x, z), np.float64)[..., 0]
     table, chains = iter(np.stack([one - rest, noised - rest, rest], axis=1)), []
     for run in runs:
@@ -76,7 +76,7 @@ def test_with_the_true_variance_learned_ancestral_sampling_is_exact():
     (near, n2_t), (far, n2_s) = ((process.values(time), truth(process, time)[1]) for time in (t, s))
     exact = n2_s - (near.a / far.a * n2_s) ** 2 / n2_t
     like = jnp.ones((1, len(times) - 1, 1))
-    bound = quick(process.learned_variance)
+    bound = jax.jit(process.learned_variance)
     low, high = (np.log(bound(sign * like, t, s))[..., 0] for sign in (-1, 1))
     part = 2 * (np.log(exact) - low) / (high - low) - 1
     assert (np.abs(part) < 1).all()  # between a point and white data

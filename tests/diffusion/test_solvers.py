@@ -24,7 +24,6 @@ from tests.diffusion.solving import (
     step,
     truth,
 )  # fmt: skip
-from tests.quick import quick
 
 
 def test_every_solver_is_tested():
@@ -92,7 +91,7 @@ def test_frames_that_stay_keep_their_bits(name):
         np.testing.assert_array_equal(moved[:, :2], EPS[:, :2])
         assert np.isfinite(moved).all()
 
-    @quick
+    @jax.jit
     def gradients(x, out):  # and poison no gradient
         def squares(x, out):
             return sum(jnp.sum(step(name, Process(predict=p), out, x, t, s) ** 2) for p in ("velocity", "noise"))
@@ -123,7 +122,7 @@ def test_the_error_shrinks_as_the_order_says(path):
     orders = ORDER | {"unipc 1": 2}
     for name, order in orders.items():
         solver = make(SolverConfig("unipc", order=1)) if name == "unipc 1" else solver_of(name)
-        out = quick(lambda x, solver=solver: solve(solver, process, denoiser(process), x, times))(x)
+        out = jax.jit(lambda x, solver=solver: solve(solver, process, denoiser(process), x, times))(x)
         error = np.max(np.abs(out - exact), axis=(0, 2))
         np.testing.assert_allclose(-np.diff(np.log2(error)), order, atol=0.2, err_msg=name)
         assert error[-1] < 0.03 / 10 ** (order - 1), name
@@ -134,7 +133,7 @@ def test_down_to_clean_data_higher_orders_are_nearer():
     process, times = Process(predict="x0"), columns([Schedule(12).times()[::-1]] * 3)
     error = {}
     for name in ORDER:
-        out = quick(lambda x, name=name: solve(solver_of(name), process, denoiser(process), x, times))(EPS)
+        out = jax.jit(lambda x, name=name: solve(solver_of(name), process, denoiser(process), x, times))(EPS)
         error[name] = np.max(np.abs(out - (MEAN + STD * EPS)))
     assert error["ddim"] < 0.2 and all(error[name] < 0.3 * error["ddim"] for name in ("heun", *MULTISTEP))
 
@@ -205,7 +204,7 @@ def test_frames_do_not_meet_in_a_solver(name):
     """Frames at other times, in another order, that begin, wait and start over: each as if it ran alone."""
     solver, process = make(SolverConfig(name)), Process(path="trigflow", predict="x0")
     predict = denoiser(process)
-    run = quick(lambda x, times: solve(solver, process, predict, x, times))
+    run = jax.jit(lambda x, times: solve(solver, process, predict, x, times))
     runs = [schedule.times()[::-1] for schedule in (Schedule(6), Schedule(3), Schedule(4, shift=2.0))]
     runs[1] = np.insert(runs[1], 2, runs[1][2])  # waits in mid-way
     runs[2] = np.insert(runs[2], 0, runs[2][0])  # begins later
@@ -224,7 +223,7 @@ def test_a_history_starts_over_where_its_frame_does(name):
     solver, process = solver_of(name), Process(predict="x0")
     predict = denoiser(process)
 
-    @quick
+    @jax.jit
     def go(history, x, t, s):
         return solver.step(history, process, predict, x, t, s, None)
 
@@ -252,7 +251,7 @@ def test_finished_blocks_are_bit_identical_through_later_rows(name):
     ]
     solver, process = solver_of(name), Process(predict="velocity")
 
-    @quick
+    @jax.jit
     def go(history, x, t, s):
         noise = Z if solver.stochastic else None
         return solver.step(history, process, lambda x, t: jnp.sin(7 * x + t[..., None]), x, t, s, noise)

@@ -13,6 +13,7 @@ from causal_diffusion.diffusion.process import SPACES, Process
 from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import SolverConfig, make
 from causal_diffusion.diffusion.steering import OBSERVED, observed_loss, steer
+from tests.compiling import AS_SHIPPED
 
 FAMILIES = tuple(path for path in PATHS if path not in TABLES or path == "vp_cosine")  # tables differ in numbers alone
 rng = np.random.default_rng(0)
@@ -49,7 +50,7 @@ def test_every_space_is_steered_alike(path):
     inner = np.where(clean, 0.0, 2 * (0.5 + t[..., None]) * (x0 - Y) * (1 - x0**2))
     gradient = (inner.reshape(2, 12) @ MIX.T).reshape(X.shape) + np.where(clean, 2 * 0.5 * (X - Y), 0.0)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_SHIPPED)
     def all_spaces(x):
         out = {}
         for space in SPACES:
@@ -217,7 +218,10 @@ class Ideal:
         return loss
 
 
-@functools.partial(jax.jit, static_argnames=("process", "kernel", "solver", "schedule", "guidance"))
+STATIC = ("process", "kernel", "solver", "schedule", "guidance")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC, compiler_options=AS_SHIPPED)  # many steps of many samples
 def generate(key, given, process, kernel, solver, schedule, guidance):
     """Samples [SAMPLES, T]; steered by the exact loss if there is no guidance."""
     ideal, solver, times = Ideal(process, KERNELS[kernel]), make(solver), schedule.times()[::-1]

@@ -28,13 +28,6 @@ SIZES = {
 WAN = "wan's stages"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch")

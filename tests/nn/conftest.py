@@ -11,7 +11,6 @@ import pytest
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConfig
-from tests.quick import quick
 
 TINY = dict(width=16, depth=2, heads=2, mlp=24, patch=(1, 2, 2), channels=2, classes=3, action=2, text=5)
 
@@ -29,7 +28,7 @@ def run(model, flags, params, streams, condition, mask, inputs):
     return model.apply({"params": params}, streams, condition, mask, **dict(flags), **inputs)
 
 
-forward = quick(run, static_argnums=(0, 1))
+forward = jax.jit(run, static_argnums=(0, 1))
 
 
 class Tiny(NamedTuple):
@@ -130,7 +129,7 @@ def frame_influence(system, **inputs):
         return jnp.concatenate([jnp.sum(out[n] * weight[n], axis=(0, *space)) for n in names if n in out])
 
     given = {n: {"x": s.x, "t": s.t, "action": s.action} for n, s in system.streams.items()}
-    jacobian = quick(jax.jacrev(each_frame))(given)
+    jacobian = jax.jit(jax.jacrev(each_frame))(given)
 
     def by_frame(name):
         parts = []

@@ -12,7 +12,6 @@ from causal_diffusion.cache import store
 from causal_diffusion.nn.attention import CrossAttention, RMSNorm, Segment, SelfAttention, Visibility, slots
 from causal_diffusion.nn.attention_backends import BACKENDS
 from causal_diffusion.nn.rope import rotary_table, rotate
-from tests.quick import quick
 
 B, T, W, N, H, K = 2, 3, 4, 2, 2, 6
 D = H * K
@@ -37,7 +36,7 @@ def plain(q, k, v, mask):
 
 @pytest.fixture(scope="module")
 def backend():
-    return quick(BACKENDS["reference"])
+    return jax.jit(BACKENDS["reference"])
 
 
 def problem():
@@ -130,7 +129,7 @@ def test_self_attention_with_each_norm_of_q_and_k(form):
     assert {"full": D, "head": K, "none": None}[form] == (
         params["q_norm"]["scale"].size if "q_norm" in params else None
     )
-    (out,), (own_k, own_v) = quick(attention.apply)({"params": params}, (x,), segments, Visibility(mask), past)
+    (out,), (own_k, own_v) = jax.jit(attention.apply)({"params": params}, (x,), segments, Visibility(mask), past)
     q, k = (np.asarray(rotate(normed(params, name, x, form), table)) for name in "qk")
     v = linear(params["v"], x).reshape(B, T, N, H, K)
     np.testing.assert_allclose(own_k, k, atol=1e-5)  # what goes to the cache: rotated, normed
@@ -169,7 +168,7 @@ def test_cross_attention_reads_the_tokens_of_its_own_block(form):
         return module(x, module.keys_values(text), mask)
 
     params = random_params(attention, x, text, mask, method=run)
-    out = quick(lambda mask: attention.apply({"params": params}, x, text, mask, method=run))(mask)
+    out = jax.jit(lambda mask: attention.apply({"params": params}, x, text, mask, method=run))(mask)
     q, k = normed(params, "q", x, form), normed(params, "k", text, form)
     v = linear(params["v"], text).reshape(B, F, M, H, K)
     shown = mask | ~mask.any(axis=-1, keepdims=True)

@@ -9,8 +9,12 @@ import pytest
 from causal_diffusion.nn.embedders import Condition
 
 
-@pytest.mark.parametrize("words", [False, True], ids=["tokens", "words"])
-@pytest.mark.parametrize("attention", ["joint", "factorised"])
+@pytest.mark.parametrize(("attention", "words"), [
+    pytest.param("joint", False, id="joint-tokens"),
+    pytest.param("factorised", True, id="factorised-words"),
+    pytest.param("joint", True, id="joint-words", marks=pytest.mark.full),
+    pytest.param("factorised", False, id="factorised-tokens", marks=pytest.mark.full),
+])
 def test_two_captions_and_whose_a_block_is_equal_a_caption_for_every_block(tiny, attention, words):
     system, rng = tiny(attention=attention, vocabulary=9 if words else 0), np.random.default_rng(0)
     of = jnp.asarray([[0, 0, 1, 1], [0, 1, 1, 1]], jnp.int32)  # two samples of four blocks

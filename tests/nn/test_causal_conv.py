@@ -18,7 +18,6 @@ from causal_diffusion.nn.causal_conv import (
     frame_conv,
     interleave,
 )
-from tests.quick import quick
 
 
 def normal(seed, shape):
@@ -137,7 +136,7 @@ def test_taps_equal_the_volume(groups, stride, dilation, edge):
             y = causal_conv(x, kernel, stride, dilation, groups, edge, form)
             return jnp.sum(jnp.sin(y)), y
 
-        return quick(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, kernel)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, kernel)
 
     for taps, volume in zip(jax.tree.leaves(run("taps")), jax.tree.leaves(run("volume")), strict=True):
         close(taps, volume)

@@ -18,18 +18,10 @@ from causal_diffusion.nn.causal_tokenizer import (
     slopes,
 )
 from causal_diffusion.nn.patches import patchify, unpatchify
-from tests.quick import quick
 
 SMALL = TokenizerConfig(channels=2, latent=3, width=8, depth=1, heads=2, patch=(2, 2, 2), size=(4, 4), window=3)
 DEEP = dataclasses.replace(SMALL, depth=2)
 rng = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_params(module, *inputs):
@@ -45,7 +37,7 @@ def params_of(config):
     return random_params(CausalTokenizer(config), jnp.zeros((1, 1 + config.patch[0], 4, 4, config.channels)))
 
 
-@quick(static_argnums=(0, 1))
+@jax.jit(static_argnums=(0, 1))
 def run(config, method, params, x, state=None):
     return CausalTokenizer(config).apply({"params": params}, x, state, method=method)
 
@@ -140,7 +132,7 @@ def test_attention_in_time_is_alibi_over_the_window():
     module, x = TimeAttention(SMALL), rng.normal(size=(2, 5, 2, 3, 8)).astype(np.float32)
     seen = jnp.zeros(2, jnp.int32)
     params = random_params(module, x, None, seen)
-    out = quick(module.apply)({"params": params}, x, None, seen)[0]
+    out = jax.jit(module.apply)({"params": params}, x, None, seen)[0]
     d = np.arange(5)[:, None] - np.arange(5)
     slope = np.array([2.0**-4, 2.0**-8])  # of two heads
     np.testing.assert_array_equal(slopes(2), slope)
@@ -155,7 +147,7 @@ def test_attention_in_space_is_that_of_a_frame():
     module, x = SpaceAttention(SMALL), rng.normal(size=(2, 3, 2, 3, 8)).astype(np.float32)
     bias = rng.normal(size=(2, 6, 6)).astype(np.float32)
     params = random_params(module, x, bias)
-    out = quick(module.apply)({"params": params}, x, bias)
+    out = jax.jit(module.apply)({"params": params}, x, bias)
     expected = brute(params, x.reshape(6, 6, 8).astype(np.float64), 2, np.ones((6, 6), bool), bias)
     np.testing.assert_allclose(out, expected.reshape(x.shape), atol=1e-5)
 
@@ -244,7 +236,7 @@ def test_quantised_latents_have_codes_and_pass_gradients(kind):
         found = network.apply({"params": params}, encoded.codes, method="lookup")
         return jnp.sum(jnp.sin(encoded.mean)), (encoded, found)
 
-    gradient, (encoded, found) = quick(jax.grad(look, has_aux=True))(params_of(config))
+    gradient, (encoded, found) = jax.jit(jax.grad(look, has_aux=True))(params_of(config))
     assert encoded.codes.shape == (1, 3, 2, 2) and encoded.codes.dtype == jnp.int32 and encoded.logvar is None
     np.testing.assert_allclose(found, encoded.mean, atol=1e-6)
     assert len(np.unique(encoded.codes)) > 1 and (float(encoded.loss) != 0.0) == (kind != "fsq")
@@ -272,7 +264,7 @@ def test_a_black_video_has_finite_gradients():
             network.apply({"params": params}, x, jax.random.split(jax.random.key(0), 1), method="reconstruct")[2]
         )
 
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(quick(jax.grad(loss))(zeros)))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(jax.jit(jax.grad(loss))(zeros)))
 
 
 @pytest.mark.parametrize("values, message", [

@@ -12,7 +12,6 @@ import pytest
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.cdt_unet import FrameAttention, TimeUp, UNet, time_down
 from causal_diffusion.nn.diffusion_decoder import CDT, CDTConfig, frame_noise
-from tests.quick import quick
 
 TINY = CDTConfig(
     channels=2, latent=2, base=4, unet=4, multipliers=(1,), unet_multipliers=(1, 2), time_down=(True,),
@@ -20,13 +19,6 @@ TINY = CDTConfig(
 )  # fmt: skip
 PUBLISHED_SMALL = CDTConfig(base=64, finest=3, pad="edge", space_down=(True, True, True, False))
 rng = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def variant(**changes):
@@ -47,7 +39,7 @@ def random_params(config):
     )
 
 
-@quick(static_argnums=(0, 1))
+@jax.jit(static_argnums=(0, 1))
 def run(config, method, params, *inputs):
     return CDT(config).apply({"params": params}, *inputs, method=method)
 
@@ -106,7 +98,7 @@ def predictions(config, params, z, key_data=None):
     frames = (config.geometry.frames(z.shape[1]), *(config.geometry.space * n for n in z.shape[2:4]), config.channels)
     noise = np.asarray(frame_noise(data, jnp.zeros(z.shape[0], jnp.int32), frames))
 
-    @quick
+    @jax.jit
     def predict(params, x, index):
         def network(model):
             return model._predict(x, jnp.full(z.shape[0], index), model.context(z)[0], None)[0]
@@ -163,7 +155,7 @@ def test_the_path_is_the_published_cosine():
 def shown(config, params, method, *inputs):
     """[(x, step)] of every call of the U-Net, which is left out: it answers with zeros."""
 
-    @quick
+    @jax.jit
     def call(params, *inputs):
         calls = []
 
@@ -222,7 +214,7 @@ def test_reconstruct_is_encoded_sampled_and_predicted():
 
 def test_the_noise_of_a_frame_is_its_own():
     data = jax.random.key_data(jax.random.split(jax.random.key(5), 2))
-    draw = quick(frame_noise, static_argnums=2)
+    draw = jax.jit(frame_noise, static_argnums=2)
     whole = draw(data, jnp.zeros(2, jnp.int32), (8, 2, 3, 1))
     np.testing.assert_array_equal(draw(data, jnp.array([5, 2]), (3, 2, 3, 1))[0], whole[0, 5:])
     np.testing.assert_array_equal(draw(data, jnp.array([5, 2]), (3, 2, 3, 1))[1], whole[1, 2:5])

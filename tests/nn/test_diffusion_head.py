@@ -12,7 +12,6 @@ from causal_diffusion.layout import Layout
 from causal_diffusion.nn.diffusion_head import DiffusionHead
 from causal_diffusion.nn.transformer import TransformerConfig
 from tests.nn.conftest import random_params
-from tests.quick import quick
 
 HEAD = dict(head="diffusion", head_width=12, head_depth=2)
 
@@ -51,7 +50,7 @@ def test_what_the_transformer_says_of_a_token_does_not_depend_on_its_noise(assem
             heard.append(arguments)
         return call(*arguments, **options)
 
-    @quick
+    @jax.jit
     def told(x, t):
         with nn.intercept_methods(listen):
             stream = dataclasses.replace(noisy, x=x, t=t)
@@ -68,7 +67,7 @@ def test_what_the_transformer_says_of_a_token_does_not_depend_on_its_noise(assem
 def test_every_parameter_of_it_learns_and_the_query_too(system):
     target = jnp.asarray(np.random.default_rng(3).normal(size=system.streams["noisy"].x.shape), jnp.float32)
 
-    @quick
+    @jax.jit
     def grads(params):
         def loss(params):
             out = system.forward(params, compiled=False)[0]["noisy"]
@@ -88,10 +87,10 @@ def test_it_starts_at_zero_and_is_the_written_equations():
     rng = np.random.default_rng(0)
     x, h = (jnp.asarray(rng.normal(size=(2, 3, 4, n)), jnp.float32) for n in (5, 7))
     t = jnp.asarray(rng.uniform(size=(2, 3)), jnp.float32)
-    fresh = quick(head.init)(jax.random.key(0), x, t, h)
+    fresh = jax.jit(head.init)(jax.random.key(0), x, t, h)
     np.testing.assert_array_equal(head.apply(fresh, x, t, h), 0.0)
     params = random_params(head, x, t, h)
-    got = quick(head.apply)({"params": params}, x, t, h)
+    got = jax.jit(head.apply)({"params": params}, x, t, h)
     assert got.dtype == jnp.float32 and got.shape == (2, 3, 4, 3)
 
     def linear(name, v, at=params):

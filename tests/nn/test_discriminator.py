@@ -18,13 +18,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def filled(d, x):
     """Parameters of which none is zero."""
     rng = np.random.default_rng(0)

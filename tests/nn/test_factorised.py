@@ -10,7 +10,6 @@ import pytest
 from causal_diffusion.nn.attention_backends import BACKENDS, within_frames
 from causal_diffusion.nn.layers import stack_layers, unstack_layers
 from causal_diffusion.nn.transformer import Transformer
-from tests.quick import quick
 
 CAUSAL = np.tril(np.ones((4, 4), bool))
 PLAIN = dict(attention="factorised", classes=0, text=0, space=(2, 2), patch=(1, 1, 2))
@@ -194,7 +193,7 @@ def test_only_every_nth_layer_sees_along_time(assembled):
 def test_a_fresh_prefix_and_mask_channel_change_nothing(assembled):
     """The prefix ends in zeros, and the merge is the identity whatever the channel says; trained, both matter."""
     made = system(assembled, "ca2_vdm", depth=1, action=0)
-    fresh = quick(made.model.init)(jax.random.key(0), made.streams, made.condition, made.mask)["params"]["block_0"]
+    fresh = jax.jit(made.model.init)(jax.random.key(0), made.streams, made.condition, made.mask)["params"]["block_0"]
     block = made.params["block_0"]
     prefix = block["prefix_attention"] | {"o": fresh["prefix_attention"]["o"]}
     params = made.params | {"block_0": block | {"prefix_attention": prefix, "merge_mask": fresh["merge_mask"]}}

@@ -1,11 +1,11 @@
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from causal_diffusion.nn.guo_evaluator import GuoConfig, GuoEvaluator
 from tests.nn.conftest import random_params
-from tests.quick import quick
 
 SMALL = GuoEvaluator(GuoConfig(channels=5, movement_hidden=6, movement=7, motion_hidden=4, text_hidden=3, latent=8,
                                words=6, tags=4, frames=24))  # fmt: skip
@@ -22,12 +22,12 @@ def clips(batch, frames, width=5, seed=0):
 
 
 
-@quick
+@jax.jit
 def motion(params, x, length):
     return SMALL.apply({"params": params}, x, length, method="motion")
 
 
-@quick
+@jax.jit
 def text(params, words, tags, length):
     return SMALL.apply({"params": params}, words, tags, length, method="text")
 

@@ -10,7 +10,6 @@ import pytest
 from causal_diffusion.layout import Layout
 from causal_diffusion.nn.layers import join_projections, split_projections, stack_layers, unstack_layers
 from causal_diffusion.nn.transformer import Transformer, TransformerConfig
-from tests.quick import quick
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def outputs_and_gradients(system, params, **sizes):
     config = system.model.config
     model = Transformer(TransformerConfig(**{**vars(config), **sizes}))
 
-    @quick
+    @jax.jit
     def both(params):
         def loss(params):
             out, kv = model.apply({"params": params}, system.streams, system.condition, system.mask)
@@ -121,6 +120,6 @@ def test_joined_projections_are_the_same_network(tiny, sizes):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, join_projections(params), params))
     jax.tree.map(np.testing.assert_array_equal, split_projections(params), made.params)
-    out, kv = quick(joined.apply)({"params": params}, *given)
+    out, kv = jax.jit(joined.apply)({"params": params}, *given)
     for new, old in zip(jax.tree.leaves((out, kv)), jax.tree.leaves(made.forward()), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())

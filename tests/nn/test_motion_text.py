@@ -8,7 +8,6 @@ import pytest
 from causal_diffusion.nn.motion_text import MotionText, MotionTextConfig, aligned_features
 from causal_diffusion.training.objectives import alignment
 from tests.nn.conftest import random_params
-from tests.quick import quick
 
 SIZES = dict(channels=7, parts=((0, 1, 2), (3, 4), (0, 5, 6)), width=8, depth=2, latent=6, tokens=5, heads=2)
 WORDS = MotionText(MotionTextConfig(**SIZES, vocabulary=11))
@@ -17,17 +16,17 @@ WHOLE = MotionText(MotionTextConfig(channels=7, width=8, depth=0, latent=6, time
 
 
 
-@functools.partial(quick, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model")
 def motion(params, x, length=None, model=WORDS):
     return model.apply({"params": params}, x, length, method="motion")
 
 
-@functools.partial(quick, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model")
 def captions(params, tokens, mask, model=WORDS):
     return model.apply({"params": params}, tokens, mask, method="text")
 
 
-@quick
+@jax.jit
 def seen(params, x, seed):
     """Which frames and numbers [T, C] of clips the features see that ``seed`` [P, B, L, E] picks."""
     _, pull = jax.vjp(lambda x: WORDS.apply({"params": params}, x, method="motion")[1], x)
@@ -107,14 +106,14 @@ def test_aligned_features_are_what_the_alignment_loss_takes(params):
         features = aligned_features(WORDS, params, x)
         return alignment.alignment(jnp.ones((2, 4, 6)), jnp.ones((2, 4, 5)), features) + features.sum(), features
 
-    (value, features), gradient = quick(jax.value_and_grad(loss, has_aux=True))(x)
+    (value, features), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
     np.testing.assert_allclose(features, motion(params, x, jnp.array([16, 16]))[1].mean(axis=0), atol=1e-6)
     assert np.isfinite(value) and not np.any(gradient)  # it is frozen
 
 
 def test_temperature_begins_at_a_tenth_and_stays_in_bounds(params):
     smallest = MotionText(MotionTextConfig(channels=7, width=1, depth=0, latent=1, time=1, vocabulary=1, heads=1))
-    first = quick(smallest.init)(jax.random.key(0), clips(1, 4))["params"]["log_temperature"]
+    first = jax.jit(smallest.init)(jax.random.key(0), clips(1, 4))["params"]["log_temperature"]
     for log, expected in ((first, 0.1), (-9.0, 0.01), (3.0, 1.0)):
         given = params | {"log_temperature": jnp.float32(log)}
         assert WORDS.apply({"params": given}, method="temperature") == pytest.approx(expected)

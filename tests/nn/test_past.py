@@ -11,7 +11,6 @@ from causal_diffusion.cache import EMPTY, Slots, compact, load, plan_compaction,
 from causal_diffusion.nn.layers import stack_layers
 from causal_diffusion.nn.rope import rotate, turn
 from causal_diffusion.nn.transformer import Transformer
-from tests.quick import quick
 
 CAUSAL = np.tril(np.ones((4, 4), bool))
 SIZES = dict(text=0, action=0, classes=0, space=(4, 4), patch=(1, 2, 2))
@@ -58,7 +57,7 @@ def test_raw_keys_and_queries_lack_their_turn_along_time_alone(whole, raw):
 def test_summed_queries_are_the_queries_summed(made, whole):
     """Of the first layer, computed token by token outside of it."""
 
-    @quick
+    @jax.jit
     def by_token(params):
         bound = made.model.bind({"params": params})
         (x,), (segment,), _, _ = bound._segments(made.streams, bound.embed_condition(made.condition))

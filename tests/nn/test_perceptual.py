@@ -15,16 +15,8 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.evaluation import video
 from causal_diffusion.nn import perceptual
 from causal_diffusion.nn.perceptual import feature_distance, lpips, lpips_weights, vgg16
-from tests.quick import quick
 
 LPIPS_NAMES = {n: f"net.slice{i}.{n}" for i, stage in enumerate(perceptual.LAYERS, 1) for n in stage}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +48,9 @@ def clips(*shape, seed=0):
     return np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)
 
 
-fast_lpips = quick(lpips)
-distance = quick(feature_distance)
-slope = quick(jax.grad(lambda a, b: jnp.sum(feature_distance(a, b)), argnums=(0, 1)))
+fast_lpips = jax.jit(lpips)
+distance = jax.jit(feature_distance)
+slope = jax.jit(jax.grad(lambda a, b: jnp.sum(feature_distance(a, b)), argnums=(0, 1)))
 
 
 def test_lpips_is_that_of_the_evaluation(weights):
@@ -188,7 +180,7 @@ def test_lpips_and_its_gradient_are_those_of_torch(state, weights):
     x.requires_grad_(True)
     want = torch_lpips(state, x, y)
     want.sum().backward()
-    got, gradient = quick(jax.value_and_grad(lambda a: jnp.sum(lpips(weights, a, b))))(a)
+    got, gradient = jax.jit(jax.value_and_grad(lambda a: jnp.sum(lpips(weights, a, b))))(a)
     np.testing.assert_allclose(lpips(weights, a, b), want.detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(got, want.sum().item(), rtol=1e-5)
     slope = x.grad.numpy().transpose(0, 2, 3, 1)
@@ -213,7 +205,7 @@ def test_gradients_are_finite_where_nothing_is_to_be_seen(weights):
     """Black frames, equal frames, and features that are all zero."""
     dead = weights._replace(biases=tuple(b - 1e3 for b in weights.biases))
     black = jnp.zeros((1, 1, 16, 16, 3))
-    slope = quick(jax.grad(lambda a, b, w: jnp.sum(lpips(w, a, b))))
+    slope = jax.jit(jax.grad(lambda a, b, w: jnp.sum(lpips(w, a, b))))
     for w, other in ((weights, black), (dead, black + 0.5)):
         assert np.all(np.isfinite(slope(black, other, w)))
     assert np.any(slope(black, black + 0.5, weights))

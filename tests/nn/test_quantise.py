@@ -24,13 +24,6 @@ FORMS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_codes_and_back(form):
     """Every code has a vector of its own, and z becomes that of its code."""

@@ -17,13 +17,6 @@ SMALL = VAE(VAEConfig("video", video=VideoVAEConfig(
     base=4, latent=2, multipliers=(1, 2), time_down=(True,), blocks=1)))  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def random_params(vae, attention):
     """Parameters away from zero. Without ``attention`` an output sees only what convolutions reach."""
     def fill(path, leaf):

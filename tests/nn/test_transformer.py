@@ -13,8 +13,8 @@ from causal_diffusion.layout import Layout
 from causal_diffusion.nn.embedders import patchify
 from causal_diffusion.nn.remat import POLICIES
 from causal_diffusion.nn.transformer import EncodedCondition, TransformerConfig
+from tests.compiling import AS_SHIPPED
 from tests.nn import conftest
-from tests.quick import quick
 
 BARE = dict(depth=1, classes=0, action=0, text=0)  # where conditions play no part
 FORMS = [("linear", "linear"), ("table", "table"), ("linear", "none"), ("table", "linear")]
@@ -85,8 +85,11 @@ def test_no_action_is_an_action_that_is_not_given(teacher):
     given = {
         name: dataclasses.replace(s, action_given=jnp.zeros(s.t.shape, bool)) for name, s in teacher.streams.items()
     }
-    as_shipped = jax.jit(  # of two programs compiled quickly the last bits differ
-        lambda streams: conftest.run(teacher.model, (), teacher.params, streams, teacher.condition, teacher.mask, {})[0]
+    as_shipped = jax.jit(
+        lambda streams: conftest.run(
+            teacher.model, (), teacher.params, streams, teacher.condition, teacher.mask, {}
+        )[0],
+        compiler_options=AS_SHIPPED,
     )
     absent = as_shipped(streams)
     np.testing.assert_array_equal(absent["noisy"], as_shipped(given)["noisy"])
@@ -95,7 +98,7 @@ def test_no_action_is_an_action_that_is_not_given(teacher):
 
 def test_a_condition_encoded_beforehand_is_the_condition(tiny):
     system = tiny(text_layers=2, frames=3)
-    encode = quick(lambda c: system.model.apply({"params": system.params}, c, method=system.model.encode_condition))
+    encode = jax.jit(lambda c: system.model.apply({"params": system.params}, c, method=system.model.encode_condition))
     encoded = encode(system.condition)
     assert isinstance(encoded, EncodedCondition) and len(encoded.keys) == len(encoded.values) == 2
     inline = system.apply()["noisy"]
@@ -151,7 +154,7 @@ def test_corners_have_a_place_of_their_own_unless_all_positions_are_relative(tin
 def test_a_fresh_model_predicts_zero(tiny):
     """The last layer starts at zero, as in DiT: training starts from the mean, whatever is inside."""
     system = tiny(frames=2, **BARE)
-    params = quick(system.model.init)(jax.random.key(0), system.streams, system.condition, system.mask)["params"]
+    params = jax.jit(system.model.init)(jax.random.key(0), system.streams, system.condition, system.mask)["params"]
     assert not np.asarray(system.apply(params=params)["noisy"]).any()
 
 

@@ -17,7 +17,7 @@ from causal_diffusion.recipe import build
 from causal_diffusion.training import state as states
 from causal_diffusion.training.step import compile_step, gradients
 from tests.parallel import processes
-from tests.quick import quick
+from tests.parameters import perturbed
 
 BATCH, BETA, MIN_SIZE = 8, 0.9, 64
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2)]
@@ -54,9 +54,7 @@ VARIANTS = {
 def small_leaves_are_split():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "param_shardings", functools.partial(param_shardings, min_size=MIN_SIZE))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def recipe_of(changes):
@@ -91,7 +89,7 @@ def placed(leaf, sharding):
         return jax.device_put(leaf, sharding, may_alias=False)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = np.asarray(jax.random.key_data(leaf))
-        return quick(lambda: jax.random.wrap_key_data(data), out_shardings=sharding)()
+        return jax.jit(lambda: jax.random.wrap_key_data(data), out_shardings=sharding)()
     return jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: np.array(leaf)[index])
 
 
@@ -225,7 +223,6 @@ TWO_PROCESSES = """
     from causal_diffusion.parallel.mesh import batch_part
 
     distributed.initialise()
-    jax.config.update("jax_disable_most_optimizations", True)
     from tests.parallel import test_gradients as test
 
     test.states.param_shardings = functools.partial(test.param_shardings, min_size=test.MIN_SIZE)
@@ -289,18 +286,18 @@ def test_gradients_of_autoencoders(form):
     recipe, rng = autoencoder_of(form), np.random.default_rng(0)
     video = 0.5 + 0.3 * rng.uniform(-1, 1, (BATCH, recipe.frames, *recipe.frame_shape)).astype(np.float32)
     batch = {"video": video, "index": np.arange(BATCH, dtype=np.int32)}
-    params = jax.tree.map(np.add, jax.device_get(recipe.init_params(jax.random.key(0))), random_params(recipe, 0.1))
+    params = jax.device_get(perturbed(recipe.init_params))
 
     def step(params, batch):
         return gradients(recipe, params, batch, jax.random.key(0))[0]
 
-    one = quick(step)
+    one = jax.jit(step)
     clips = [jax.device_get(one(params, {name: a[i : i + 1] for name, a in batch.items()})) for i in range(BATCH)]
     wanted = jax.tree.map(lambda *g: np.mean(np.stack(g), axis=0), *clips)
     for sizes in MESHES[:2]:
         mesh = make_mesh(MeshConfig(*sizes))
         shardings = param_shardings(params, mesh, min_size=MIN_SIZE)
         assert any(not s.is_fully_replicated for s in jax.tree.leaves(shardings)) == (sizes[1] > 1)
-        on_mesh = quick(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=shardings)
+        on_mesh = jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=shardings)
         with jax.set_mesh(mesh):
             assert_same(jax.device_get(on_mesh(params, global_batch(mesh, batch))), wanted)

@@ -274,13 +274,6 @@ def make_inputs(pipe, batch: int, context: int, frames: int) -> dict:
     return dict(batch=batch, cond=cond, context=given)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def pipeline():
     """name -> Pipeline."""

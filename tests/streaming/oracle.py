@@ -19,18 +19,17 @@ from causal_diffusion.diffusion.schedule import CHUNKED
 from causal_diffusion.layout import CLEAN, NOISY, Ids
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream
-from tests.quick import quick
 
 ENTER, COMMIT, RISE, STEP = range(4)
 
 
-@functools.partial(quick, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=4)
 def draw(key, block, use, visit, shape):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, block), use), visit)
     return jax.random.normal(key, shape)
 
 
-@functools.partial(quick, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def move(recipe, params, conditions, past, history, x, t, s, noise):
     """One step of the solver for all frames: (history, x). Frames with s = t stay.
 

@@ -16,16 +16,16 @@ Layouts: block_causal, teacher_forcing, bidirectional_window, in whole blocks; b
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.diffusion.guidance import mix
 from causal_diffusion.nn.transformer import Stream
-from tests.quick import quick
 from tests.streaming.oracle import ENTER, STEP, Oracle
 
 
-@functools.partial(quick, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def network(model, queries, params, streams, condition, mask, past, past_frame):
     """One pass: (output of the stream 'own', what every layer has of its frames)."""
     options = {"raw": True, "queries": queries} if past is not None else {}

@@ -21,6 +21,7 @@ from causal_diffusion.streaming.decoding import latents_for
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.to_file import stream_to_file
 from causal_diffusion.training import loop
+from tests.parameters import perturbed
 
 VIDEO_VAE = dict(form="video", video=dict(
     channels=1, base=4, latent=4, multipliers=(1, 2, 2), time_down=(True, False), blocks=1, decoder_blocks=1))
@@ -40,13 +41,6 @@ SERIES = SYSTEM | {
 SYSTEMS = {"video": freeze(SYSTEM | {"vae": VIDEO_VAE}), "motion": freeze(SERIES)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def clips(config, count=12, frames=None, seed=0):
     rng = np.random.default_rng(seed)
     return ArraySource(rng.uniform(-1, 1, (count, frames or config.data.frames, *config.data.frame_shape)))
@@ -58,11 +52,7 @@ class Trained:
     def __init__(self, name, folder):
         self.config = SYSTEMS[name]
         recipe = build_autoencoder(dataclasses.replace(self.config, trains="vae"))
-        leaves, tree = jax.tree.flatten(recipe.init_params(jax.random.key(0))["vae"])
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        params = jax.tree.unflatten(
-            tree, [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-        )
+        params = perturbed(recipe.init_params)["vae"]
         vae = dataclasses.replace(recipe.vae, mean=(0.1, -0.2, 0.3, 0.0), std=(0.5, 2.0, 1.0, 1.5))
         self.codec, self.folder = Codec(vae, params), folder
         save_vae(folder / "autoencoder", vae, params)
@@ -223,7 +213,7 @@ def test_bad_frames_are_told_in_one_line(trained):
 ])
 def test_configs_that_do_not_fit_the_autoencoder_are_refused(tmp_path, overrides, words):
     recipe = build_autoencoder(dataclasses.replace(SYSTEMS["video"], trains="vae"))
-    save_vae(tmp_path / "autoencoder", recipe.vae, recipe.init_params(jax.random.key(0))["vae"])
+    save_vae(tmp_path / "autoencoder", recipe.vae, perturbed(recipe.init_params)["vae"])
     config = override(SYSTEMS["video"], {"vae.checkpoint": str(tmp_path / "autoencoder")} | overrides)
     with pytest.raises(UserError) as error:
         loop.train(config, tmp_path / "run", source=clips(SYSTEMS["video"]))

@@ -15,7 +15,6 @@ from causal_diffusion.streaming.passes import Own
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.state import Action, sample_keys
-from tests.quick import quick
 
 BLOCKS = 6
 CONDITIONS = {"data.classes": 3, "data.action_dim": 2, "model.classes": 3, "model.action": 2, "model.text": 5}
@@ -71,7 +70,7 @@ def trained(recipe, params, clip):
         x = np.where(is_past[..., None, None, None], clip.clean, clip.noisy)
         streams = {"noisy": clip.stream(x, np.where(is_past, 0, clip.t))}
     model, mask = recipe.model, jnp.asarray(layout.training_mask(clip.T))
-    out, _ = quick(model.apply)({"params": params}, streams, clip.condition, mask)
+    out, _ = jax.jit(model.apply)({"params": params}, streams, clip.condition, mask)
     return clip.of_block(np.asarray(out["noisy"]))
 
 
@@ -116,7 +115,7 @@ def test_the_training_forward_is_what_the_cache_gives(system, layout):
     system = system(*layout)
     rollout, clip = system.rollout, system.clip
 
-    @quick
+    @jax.jit
     def streamed(params):
         encoded = rollout.encode_condition(params, clip.condition)
 
@@ -144,7 +143,7 @@ def test_given_context_is_remembered_as_training_saw_it(system, layout):
     system = system(*layout)
     rollout, clip = system.rollout, system.clip
 
-    @quick
+    @jax.jit
     def streamed(params):
         encoded = rollout.encode_condition(params, clip.condition)
         past, last = slice(None, -clip.b), slice(-clip.b, None)
@@ -181,7 +180,7 @@ def test_a_stream_is_as_exact_after_years(config, systems, random_params, inputs
     state = stream.mark().state
     x, t = state.x, jnp.full(state.x.shape[:2], 0.4)
 
-    @quick
+    @jax.jit
     def predicted(params, state):
         return pipe.rollout.next_pass(params, state, pipe.rollout._in_flight(state, x, t, None))
 

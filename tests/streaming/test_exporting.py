@@ -103,13 +103,9 @@ print(sorted({"flax", "optax", "orbax", "grain", "ml_collections", "chex"} & set
 
 
 def test_it_needs_none_of_the_models_code(pipeline, tmp_path):
-    """In another process, and optimised as far as XLA goes."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        pipe = Pipeline(pipeline("causal").config, pipeline("causal").params)
-        wanted = pipe.stream(seed=5).take(4)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+    """In another process."""
+    pipe = pipeline("causal")
+    wanted = pipe.stream(seed=5).take(4)
     said = export_stream(pipe, tmp_path / "out")
     assert "batch 1" in said and "cpu" in said
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "out"), str(tmp_path / "frames.npy")]

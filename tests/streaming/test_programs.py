@@ -9,6 +9,7 @@ import pytest
 
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
+from tests.compiling import AS_SHIPPED
 
 BATCH = 2
 full = pytest.mark.full
@@ -114,11 +115,7 @@ def test_what_is_needed_is_compiled_before_the_first_block_and_nothing_twice(sys
 
 def copies(program, *args):
     """How often the optimised program copies a layer's keys or values, or lays them in another order."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        text = program.lower(*args).compile().as_text()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+    text = program.lower(*args).compile(compiler_options=AS_SHIPPED).as_text()
     shape = args[1].caches[0][0].array.shape
     assert f"f32[{','.join(map(str, shape))}]" in text
     B, H, W, N, K = shape

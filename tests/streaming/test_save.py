@@ -91,7 +91,6 @@ def test_another_process_goes_on_with_the_same_bits(saved, tmp_path):
         import jax, numpy as np
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", 8)
-        jax.config.update("jax_disable_most_optimizations", True)  # as here
         spec = importlib.util.spec_from_file_location("tiny", {str(Path(__file__).with_name('conftest.py'))!r})
         tiny = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tiny)

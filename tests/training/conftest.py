@@ -25,14 +25,6 @@ SMALL = freeze({
 })
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Compilation is what these tests wait for, and optimised code computes the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def small():
     """small('train.steps=3', ...): moving digits with everything small, as a frozen Config."""

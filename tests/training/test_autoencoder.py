@@ -20,7 +20,7 @@ from causal_diffusion.training.evaluate_vae import patch_means, with_statistics
 from causal_diffusion.training.objectives import likelihood
 from causal_diffusion.training.objectives.reconstruction import _fit, autoencoder_gradients, parts
 from causal_diffusion.training.step import compile_step
-from tests.quick import quick
+from tests.parameters import perturbed
 
 VIDEO = freeze({
     "name": "small", "trains": "vae",
@@ -57,11 +57,7 @@ def batch_of(config, size=8):
 
 def params_of(recipe):
     """None at zero."""
-    leaves, tree = jax.tree.flatten(recipe.init_params(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    )
+    return perturbed(recipe.init_params)
 
 
 def norm(tree):
@@ -118,13 +114,14 @@ ALL_LOSSES = {"reconstruction.gan": 0.5, "reconstruction.gan_width": 4, "reconst
 
 
 @pytest.mark.parametrize("overrides", [
-    {}, pytest.param(ALL_LOSSES, marks=pytest.mark.full), {"reconstruction.fit": "l1"}, {"reconstruction.fit": "mse"},
+    {}, *(pytest.param(losses, marks=pytest.mark.full)
+          for losses in (ALL_LOSSES, {"reconstruction.fit": "l1"}, {"reconstruction.fit": "mse"})),
 ], ids=["plain", "gan and features", "l1", "mse"])  # fmt: skip
 def test_the_parts_add_up_and_every_parameter_learns(overrides):
     config = override(VIDEO, overrides)
     recipe = build_autoencoder(config)
     params, batch = params_of(recipe), batch_of(config)
-    grads, metrics = quick(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
+    grads, metrics = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
     still = [jax.tree_util.keystr(path, simple=True, separator="/")
              for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not norm(leaf)]  # fmt: skip
     # Inside both margins of the hinge a shift of all logits changes nothing.
@@ -158,13 +155,13 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
     params, batch, key = params_of(recipe), batch_of(config), jax.random.key(0)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
 
-    @quick
+    @jax.jit
     def alone(params):
         names = ("fit", "adversarial", "discriminator")
         return [jax.grad(lambda p, n=n: parts(recipe, p, batch, keys)[0][n])(params) for n in names]
 
     fit, adversarial, discriminator = alone(params)
-    gradients = quick(functools.partial(autoencoder_gradients, recipe))
+    gradients = jax.jit(functools.partial(autoencoder_gradients, recipe))
     grads, metrics = gradients(params, batch, key, 5)
     end = functools.partial(functools.reduce, lambda tree, name: tree[name], recipe.vae.network.decoder_end)
     weight = 0.5 * norm(end(fit["vae"])) / (norm(end(adversarial["vae"])) + 1e-4)
@@ -181,7 +178,7 @@ def test_two_losses_are_balanced_at_the_last_kernel_of_their_side():
 def test_alignment_fades_and_is_balanced_at_the_encoders_end():
     recipe = build_autoencoder(MOTION)
     params, batch = params_of(recipe), batch_of(MOTION)
-    step = quick(functools.partial(autoencoder_gradients, recipe))
+    step = jax.jit(functools.partial(autoencoder_gradients, recipe))
     weights = [float(step(params, batch, jax.random.key(0), s)[1]["align_weight"]) for s in (0, 4, 5, 6)]
     assert weights[0] == weights[1] > weights[2] > weights[3] > 0
     np.testing.assert_allclose(weights[3] / weights[0], 0.1, rtol=1e-4)
@@ -197,13 +194,13 @@ def test_one_device_computes_what_eight_do(config):
     recipe = build_autoencoder(config)
     batch, params = batch_of(config), params_of(recipe)
     batch["video"] = 0.5 + 0.3 * batch["video"]  # about zero the terms of a gradient cancel and leave rounding
-    whole, _ = quick(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
+    whole, _ = jax.jit(functools.partial(autoencoder_gradients, recipe))(params, batch, jax.random.key(0), 3)
     for mesh in (make_mesh(MeshConfig(8, 1)), make_mesh(MeshConfig(1, 8))):
         rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
         split = jax.tree.map(
             lambda a, m=mesh: jax.device_put(a, jax.NamedSharding(
                 m, jax.P("fsdp") if a.shape[0] % m.shape["fsdp"] == 0 else jax.P())), params)  # fmt: skip
-        step = quick(functools.partial(autoencoder_gradients, recipe))
+        step = jax.jit(functools.partial(autoencoder_gradients, recipe))
         with jax.set_mesh(mesh):
             grads, _ = step(split, jax.device_put(batch, rows), jax.random.key(0), 3)
         total = norm(jax.device_get(whole))

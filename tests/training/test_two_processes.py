@@ -28,7 +28,6 @@ TRAIN = f"""
     from pathlib import Path
     import jax
     import numpy as np
-    jax.config.update("jax_disable_most_optimizations", True)
     from causal_diffusion import cli
     from causal_diffusion.config import override
     from causal_diffusion.data.array_source import ArraySource
@@ -206,7 +205,6 @@ def test_evaluation_in_two_processes(tmp_path):
     arguments = ["--config=quickstart:tiny", *(f"--config.{key}={value}" for key, value in keys.items())]
     script = """
         import sys, jax
-        jax.config.update("jax_disable_most_optimizations", True)
         from causal_diffusion.cli import run, train_main
         run(lambda: train_main(sys.argv[1:]))
     """

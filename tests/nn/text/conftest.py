@@ -79,13 +79,6 @@ def write(folder, kind, prefix="", tokenizer=True, **sizes):
     return params
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def tiny_folder():
     """``write``: the function that writes a folder."""

@@ -7,7 +7,6 @@ import numpy as np
 from causal_diffusion.config import freeze
 from causal_diffusion.recipe import build
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
-from tests.quick import quick
 
 B, T = 6, 4
 SOME, MANY = 64, 2000
@@ -60,7 +59,7 @@ def look(recipe, batch, key=7, answer=None, compiled=False):
         streams, condition, mask = network.seen
         return list(streams.values()), condition, mask, loss, metrics
 
-    streams, *rest = (quick(run) if compiled else run)(batch)
+    streams, *rest = (jax.jit(run) if compiled else run)(batch)
     return dict(zip(network.seen[0], streams, strict=True)), *rest
 
 

@@ -13,7 +13,6 @@ from causal_diffusion.training.objectives.adversarial import (
     generator_term,
     ramp,
 )
-from tests.quick import quick
 
 D = Discriminator(8, (2,), apart=False, axes=0)
 
@@ -33,7 +32,7 @@ def real_clips(key):
 @pytest.fixture(scope="module")
 def params():
     vae = {"scale": jnp.ones(2), "shift": jnp.zeros(2)}
-    return {"vae": vae, "discriminator": quick(D.init)(jax.random.key(0), jnp.zeros((1, 4, 2)))["params"]}
+    return {"vae": vae, "discriminator": jax.jit(D.init)(jax.random.key(0), jnp.zeros((1, 4, 2)))["params"]}
 
 
 def joint(params, real, noise, weight):
@@ -52,7 +51,7 @@ def test_hinge_by_hand():
 
 def test_one_gradient_gives_each_side_that_of_its_own_loss(params):
     real, noise, weight = real_clips(jax.random.key(0)), jax.random.normal(jax.random.key(1), (16, 4, 2)), 0.3
-    both = quick(jax.grad(joint))(params, real, noise, weight)
+    both = jax.jit(jax.grad(joint))(params, real, noise, weight)
 
     def generators(vae):
         fake = generate(vae, noise)
@@ -62,8 +61,8 @@ def test_one_gradient_gives_each_side_that_of_its_own_loss(params):
         return discriminator_loss(discriminate(d, real), discriminate(d, generate(params["vae"], noise)))
 
     alone = {
-        "vae": quick(jax.grad(generators))(params["vae"]),
-        "discriminator": quick(jax.grad(discriminators))(params["discriminator"]),
+        "vae": jax.jit(jax.grad(generators))(params["vae"]),
+        "discriminator": jax.jit(jax.grad(discriminators))(params["discriminator"]),
     }
     assert all(any(np.any(g) for g in jax.tree.leaves(side)) for side in alone.values())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), both, alone)
@@ -80,7 +79,7 @@ def test_neither_term_leaks_into_the_other_side(params):
         return discriminator_term(discriminate, params["discriminator"], real + params["vae"]["shift"], made)
 
     for term, silent in ((one, "discriminator"), (other, "vae")):
-        gradient = quick(jax.grad(term))(params)
+        gradient = jax.jit(jax.grad(term))(params)
         assert not any(np.any(g) for g in jax.tree.leaves(gradient.pop(silent)))
         assert any(np.any(g) for g in jax.tree.leaves(gradient))
 
@@ -88,7 +87,7 @@ def test_neither_term_leaks_into_the_other_side(params):
 def test_trained_together_the_made_up_moves_to_the_real(params):
     """At first the discriminator tells the two apart; then the generator's mean goes from 0 towards 2."""
 
-    @quick
+    @jax.jit
     def step(params, i):
         k_real, k_noise = jax.random.split(jax.random.fold_in(jax.random.key(7), i))
         real, noise = real_clips(k_real), jax.random.normal(k_noise, (16, 4, 2))
@@ -111,5 +110,5 @@ def test_trained_together_the_made_up_moves_to_the_real(params):
 
 def test_the_ramp_is_a_step():
     assert [float(ramp(i, 3)) for i in (0, 2, 3, 1000)] == [0.0, 0.0, 1.0, 1.0]
-    assert float(quick(ramp, static_argnums=1)(jnp.int32(2), 3)) == 0.0
+    assert float(jax.jit(ramp, static_argnums=1)(jnp.int32(2), 3)) == 0.0
     assert float(ramp(0, 0)) == 1.0

@@ -9,7 +9,6 @@ import pytest
 from causal_diffusion.nn.motion_text import MotionText, MotionTextConfig
 from causal_diffusion.training.objectives import contrastive
 from causal_diffusion.training.objectives.contrastive import equal_captions
-from tests.quick import quick
 
 MODEL = MotionText(
     MotionTextConfig(channels=6, parts=((0, 1, 2), (3, 4, 5)), width=8, depth=1, latent=8, vocabulary=9, tokens=4,
@@ -19,14 +18,14 @@ KEY = jax.random.key(0)
 
 
 
-@functools.partial(quick, static_argnames="drop")
+@functools.partial(jax.jit, static_argnames="drop")
 def contrastive_loss(params, given, key=KEY, drop=0.0):
     return contrastive.contrastive_loss(MODEL, params, given, key, drop)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return quick(MODEL.init)(KEY, jnp.zeros((1, 4, 6)))["params"]
+    return jax.jit(MODEL.init)(KEY, jnp.zeros((1, 4, 6)))["params"]
 
 
 def batch(size=6, frames=12, seed=0):
@@ -40,7 +39,7 @@ def batch(size=6, frames=12, seed=0):
     }
 
 
-@quick
+@jax.jit
 def both(params, given):
     motion, _ = MODEL.apply({"params": params}, given["video"], given["length"], method="motion")
     return motion, MODEL.apply({"params": params}, given["text"], given["text_mask"], method="text")
@@ -116,7 +115,7 @@ def test_gradients_are_finite_and_lead_to_captions_that_are_told_apart(params):
     optimizer = optax.adam(3e-3)
     state = optimizer.init(params)
 
-    @quick
+    @jax.jit
     def step(params, state):
         grads, metrics = jax.grad(contrastive.contrastive_loss, argnums=1, has_aux=True)(MODEL, params, given, KEY)
         updates, state = optimizer.update(grads, state)

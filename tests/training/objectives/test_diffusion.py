@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from causal_diffusion.training.objectives.diffusion import batch_condition, diffusion_loss
-from tests.quick import quick
 from tests.training.objectives.looking import (
     CONTEXT,
     MANY,
@@ -96,8 +95,8 @@ def test_the_weight_of_another_space():
 
 def test_the_real_network_starts_at_that_closed_form():
     recipe, batch = recipe_of(process=dict(predict="x0"), model=dict(action=0, text=0)), batch_of()
-    params = quick(recipe.init_params)(jax.random.key(0))
-    loss, _ = quick(lambda p: diffusion_loss(recipe, p, batch, jax.random.key(0)))(params)
+    params = jax.jit(recipe.init_params)(jax.random.key(0))
+    loss, _ = jax.jit(lambda p: diffusion_loss(recipe, p, batch, jax.random.key(0)))(params)
     np.testing.assert_allclose(loss, np.mean(batch["video"] ** 2), rtol=1e-5)
 
 
@@ -136,7 +135,7 @@ def copied():
     batch = batch_of()
     twice = jnp.zeros((B, 2 * T, 4, 4, 2))
     streams, condition, mask, *_ = look(recipe, batch, answer=lambda name, stream: twice, compiled=True)
-    loss, metrics = quick(lambda p: diffusion_loss(recipe, p, batch, jax.random.key(7)))(params)
+    loss, metrics = jax.jit(lambda p: diffusion_loss(recipe, p, batch, jax.random.key(7)))(params)
     return recipe, params, batch, (streams, condition, mask), loss, metrics
 
 
@@ -148,7 +147,7 @@ def test_copies_are_clips_of_their_own(copied):
     np.testing.assert_array_equal(mask, recipe.layout.training_mask(T))
     x0, process, by_frame = batch["video"], recipe.process, []
 
-    @quick
+    @jax.jit
     def alone(noisy):
         out, _ = recipe.model.apply({"params": params}, streams | {"noisy": noisy}, condition,
                                     jnp.asarray(single.training_mask(T)))
@@ -165,7 +164,7 @@ def test_copies_are_clips_of_their_own(copied):
     assert len(np.unique(t)) == 2 * B * 2  # two blocks in both copies
     assert not np.allclose(by_frame[0], by_frame[1], rtol=0.1)
     # Fused weights look along one copy: the first frame of the second has no past, though eight frames stand in a row.
-    weight = quick(process.loss_weight)
+    weight = jax.jit(process.loss_weight)
     assert not np.allclose(weight(t)[:, T], weight(t[:, T:])[:, 0], rtol=1e-2)
 
 
@@ -180,7 +179,7 @@ def test_a_learned_variance_is_trained_beside_the_mean():
     def loss(out, recipe):
         return look(recipe, batch, answer=lambda name, s: out[:, : s.x.shape[1]])[-2]
 
-    @quick
+    @jax.jit
     def both(out):
         return [jax.value_and_grad(loss)(out, recipe) for recipe in recipes]
 

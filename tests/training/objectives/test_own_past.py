@@ -10,7 +10,6 @@ import pytest
 from causal_diffusion.run_config import TrainConfig
 from causal_diffusion.training.objectives.diffusion import _share, diffusion_loss
 from causal_diffusion.training.step import held_out_loss
-from tests.quick import quick
 from tests.training.objectives.looking import SOME, B, Network, T, batch_of, recipe_of
 
 X0 = dict(predict="x0")
@@ -39,7 +38,7 @@ def clean_streams(recipe, batch, step, key=7):
     """The clean stream of each forward."""
     network = Twice(recipe)
 
-    @quick
+    @jax.jit
     def run(batch):
         diffusion_loss(recipe._replace(model=network), {}, batch, jax.random.key(key), step)
         return network.clean
@@ -91,7 +90,7 @@ def real():
         def loss(params, video):
             return diffusion_loss(recipe, params, batch | {"video": video}, jax.random.key(7), step)[0]
 
-        return quick(jax.value_and_grad(loss, argnums=(0, 1)))(params, batch["video"])
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, batch["video"])
 
     return make, params, batch, f
 
@@ -113,7 +112,7 @@ def test_of_guesses_alone_the_data_are_scored_but_never_seen_as_a_past(real):
             clean.append(streams["clean"].x)
             return network.apply(variables, streams, condition, mask, prefix_mask=prefix_mask)
 
-    @quick
+    @jax.jit
     def guess(params, batch):
         diffusion_loss(recipe._replace(model=Kept(recipe)), params, batch, jax.random.key(7), 3)
         return clean[1]
@@ -131,7 +130,7 @@ def test_of_guesses_alone_the_data_are_scored_but_never_seen_as_a_past(real):
         model = Held(recipe)
         return diffusion_loss(recipe._replace(model=model), params, batch | {"video": video}, jax.random.key(7))[0]
 
-    loss, (by_params, by_video) = quick(jax.value_and_grad(held, argnums=(0, 1)))(params, batch["video"])
+    loss, (by_params, by_video) = jax.jit(jax.value_and_grad(held, argnums=(0, 1)))(params, batch["video"])
     got, (own_params, own_video) = f(recipe, 3)
     np.testing.assert_allclose(got, loss, rtol=1e-6)
     largest = max(float(np.abs(a).max()) for a in jax.tree.leaves(by_params))

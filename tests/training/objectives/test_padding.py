@@ -7,7 +7,6 @@ import pytest
 
 from causal_diffusion.nn.autoencoder import Geometry
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
-from tests.quick import quick
 from tests.training.objectives.looking import B, T, batch_of, look, recipe_of
 
 BARE = dict(classes=0, action=0, text=0)
@@ -37,7 +36,7 @@ class System:
         self.batch = batch_of(frames=FRAMES)
         self.whole = LENGTH // recipe.layout.block * recipe.layout.block
 
-        @quick
+        @jax.jit
         def look(params, video, batch):
             def loss(params, video):
                 return diffusion_loss(recipe, params, batch | {"video": video}, jax.random.key(KEY))
@@ -106,7 +105,7 @@ def test_a_padded_clip_has_the_loss_of_the_short_one():
     params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape), jnp.float32), params)
     short = recipe_of(model=BARE, layout=dict(kind="block_causal"), data=dict(frames=T - 1))
 
-    @quick
+    @jax.jit
     def both(params):
         index = {"index": batch["index"]}
         padded = index | {"video": batch["video"], "length": np.full(B, T - 1, np.int32)}

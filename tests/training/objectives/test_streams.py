@@ -9,7 +9,6 @@ import pytest
 
 from causal_diffusion.diffusion.levels import Levels
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
-from tests.quick import quick
 from tests.training.objectives.looking import CONTEXT, SOME, B, T, batch_of, beside, look, noise_in, recipe_of
 
 
@@ -189,7 +188,7 @@ def reach(recipe, params, batch):
         diffusion_loss(recipe._replace(model=spy), {}, batch | {"video": video}, jax.random.key(7))
         return jnp.concatenate([jnp.sum(jnp.sin(out), axis=(0, 2, 3, 4)) for out in spy.out.values()]), spy.met
 
-    jacobian, (streams, mask) = quick(jax.jacrev(outputs, has_aux=True))(batch["video"])
+    jacobian, (streams, mask) = jax.jit(jax.jacrev(outputs, has_aux=True))(batch["video"])
     touched = np.abs(np.asarray(jacobian)).max(axis=(-3, -2, -1)) > 0
     return np.moveaxis(touched, 1, 0), streams, np.broadcast_to(mask, (len(batch["video"]), *mask.shape[-2:]))
 
