@@ -14,7 +14,7 @@ in a copy, stopping at the first failure and cheapest tests first,
 
 until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. A test that
 fails without the fault too has caught nothing: it is left out, and the fault is tried again. A crash or a time-out
-counts as caught by the test that ran, if that passes without the fault.
+counts as caught by the test that ran, if it ends a process of its own and passes without the fault.
 
 `compare` shows two results side by side and ends with 1 if a fault escapes that was caught. Use it after tests were
 removed or merged: record and run both versions (``--tree``, ``--map``, ``--out``), then compare. A new fault is a line
@@ -74,12 +74,17 @@ class Run(NamedTuple):
         return ended - set(self.failed)
 
     @property
+    def ended_badly(self) -> bool:
+        """Whether it ran out of time or crashed: pytest's own codes are 0 to 5."""
+        return self.code is None or not 0 <= self.code <= 5
+
+    @property
     def catcher(self) -> tuple[str, str] | None:
         """The first id that failed, or was running when the process ended badly; and how. None: nothing was caught."""
         if self.failed:
             return self.failed[0], "failed"
         started = [event["start"] for event in self.events if "start" in event]
-        if started and (self.code is None or self.code < 0 or self.code > 5):
+        if started and self.ended_badly:
             return started[-1], "timed out" if self.code is None else f"crashed ({self.code})"
         return None
 
@@ -119,11 +124,21 @@ def run_pytest(copy: Path, arguments, limit: float | None = None, **environ) -> 
 
 
 def run_ids(copy: Path, ids, *options) -> Run:
-    """Runs tests by their ids, for LIMIT seconds at most."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("".join(f"{each}\n" for each in ids))
-        file.flush()
-        return run_pytest(copy, [*options, f"@{file.name}"], LIMIT)
+    """Runs tests by their ids, LIMIT seconds at a time.
+
+    Where a process runs out of time or crashes after some tests have passed, another one runs the rest, so that only
+    a test that ends a process of its own counts as ending it.
+    """
+    left, events = list(ids), []
+    while True:
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("".join(f"{each}\n" for each in left))
+            file.flush()
+            run = run_pytest(copy, [*options, f"@{file.name}"], LIMIT)
+        events += run.events
+        left = [each for each in left if each not in run.passed]
+        if run.failed or not run.ended_badly or not run.passed or not left:
+            return run._replace(events=events)
 
 
 def check_copy(copy: Path) -> None:
