@@ -33,6 +33,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.interop.torch_file import read_torch
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
+from causal_diffusion.text_files import read_json
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKLWan"
@@ -139,7 +140,7 @@ def _config_of(vae):
 def _read_config(path):
     """diffusers' config.json -> (VideoVAEConfig, mean, std)."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; the folder of an {CLASS} has one") from error
     if not isinstance(said, dict) or said.get("_class_name") != CLASS:

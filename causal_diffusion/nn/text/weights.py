@@ -13,7 +13,6 @@ hub/ in $HF_HOME, or hub/ in ~/.cache/huggingface:
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from causal_diffusion.checkpoint.leaves import reason_of
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.text.layers import Names
+from causal_diffusion.text_files import read_json, read_text
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 NAME = re.compile(r"(?P<model>[\w.-]+(?:/[\w.-]+)?)(?P<inside>(?:/[\w.-]+)*)(?:@(?P<revision>[\w./-]+))?")
@@ -71,7 +71,7 @@ def _snapshot(model, revision):
     found = sorted(p.name for p in snapshots.iterdir() if p.is_dir()) if snapshots.is_dir() else []
     reference = model / "refs" / (revision or "main")
     if reference.is_file():
-        commit = reference.read_text(encoding="utf-8").strip()
+        commit = read_text(reference).strip()
         if commit in found:
             return snapshots / commit
         raise UserError(f"{reference} names the snapshot {commit}, which is not in {snapshots}: download the model")
@@ -92,7 +92,7 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / CONFIG
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; the folder of a text encoder has one") from error
     if not isinstance(said, dict):
@@ -111,7 +111,7 @@ def weight_files(folder: Path) -> dict[str, list[str]]:
         return {WEIGHTS: _keys(folder / WEIGHTS)}
     if (folder / INDEX).exists():
         try:
-            said = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            said = read_json(folder / INDEX)["weight_map"]
             shards = sorted(set(said.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"cannot read {folder / INDEX}: {reason_of(error)}") from error

@@ -24,6 +24,7 @@ from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
 from causal_diffusion.nn.text.word_embedding import PADDING
+from causal_diffusion.text_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Vocabulary:
         path = Path(folder).expanduser()
         path = path / FILE if path.suffix != ".json" else path
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}; Vocabulary.build(captions).save(folder) "
                             "writes one") from error  # fmt: skip
