@@ -42,7 +42,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> list[Line]:
-    """The lines of a text file; those that are not UTF-8 have an empty text and say why.
+    """The lines of a text file; those that are not UTF-8 say why, and are decoded as Latin-1.
 
     Raises:
         OSError: the file cannot be read.
@@ -101,4 +101,5 @@ def _line(number: int, data: bytes) -> Line:
     try:
         return Line(number, data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return Line(number, "", f"has the byte 0x{data[error.start]:02X}, which is no UTF-8 (Latin-1 has it)")
+        wrong = f"has the byte 0x{data[error.start]:02X}, which is no UTF-8 (Latin-1 has it)"
+        return Line(number, data.decode("latin-1"), wrong)

@@ -281,7 +281,7 @@ def read_list(path: Path) -> list[str]:
     check_share(wrong, len(lines), f"lines of {path}")
     if wrong:
         log.warning("left out %d of %d lines of %s: %s", len(wrong), len(lines), path.name, wrong[0])
-    return list(dict.fromkeys(name for line in lines for name in line.text.split()))
+    return list(dict.fromkeys(name for line in lines if not line.wrong for name in line.text.split()))
 
 
 def _load(path: Path) -> np.ndarray:
