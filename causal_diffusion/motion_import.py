@@ -64,7 +64,7 @@ class Imported(NamedTuple):
     test: int
     skeleton: Skeleton
     left_out: list[str]
-    conventions: list[str]  # how files were read, one entry per skeleton
+    conventions: list[str]  # how files were read, one entry per way
 
 
 def import_folder(
@@ -111,7 +111,7 @@ def import_folder(
     for path in tqdm(paths, unit="file", dynamic_ncols=True, disable=not progress):
         try:
             recording = parse(path)
-            motion = bvh.to_motion(recording, conventions[recording.rig])
+            motion = bvh.to_motion(recording, conventions[path])
             check_body(motion)
             first = target or _Target.of(motion, wanted, fps)
             clips[names[path]] = first.fit(motion)
@@ -152,7 +152,7 @@ def _wanted_joints(joints: str) -> str | tuple[str, ...] | dict[str, str]:
 
 
 def _conventions(paths, up, scale, positions, progress):
-    """{rig: how its files are read}, decided from all files, and the same in words; doubts are logged."""
+    """{path: how it is read}, decided from all files, and the same in words; doubts are logged."""
     said = []
     for path in tqdm(paths, desc="conventions", unit="file", dynamic_ncols=True, disable=not progress):
         try:
@@ -160,18 +160,19 @@ def _conventions(paths, up, scale, positions, progress):
         except UserError:
             pass  # it is left out, with the reason, when it is read as a whole
     decided = bvh_conventions.decide([evidence for _, evidence in said], up, scale, positions)
-    files = {}
-    for path, evidence in said:
-        files.setdefault(evidence.rig, []).append(path.name)
-    for rig, (_, uncertain) in decided.items():
+    groups, lying = {}, []
+    for (path, evidence), found in zip(said, decided, strict=True):
+        groups.setdefault(found, []).append(path.name)
+        if up is None and evidence.contradicts(found.conventions):
+            lying.append(path.name)
+    for (_, uncertain), files in groups.items():
         if uncertain:
-            log.warning("%d files of %d joints (%s): %s", len(files[rig]), len(rig), _some(files[rig]), uncertain)
-    lying = [path.name for path, evidence in said if evidence.contradicts(decided[evidence.rig].conventions)]
-    if lying and up is None:
+            log.warning("%d files (%s): %s", len(files), _some(files), uncertain)
+    if lying:
         log.warning("%d files look as if another axis were up, and are taken to lie: %s; import them by themselves, or "
                     "try --up, if they do not", len(lying), _some(lying))  # fmt: skip
-    shown = [f"{len(files[rig])} files ({_some(files[rig])}): {found.conventions}" for rig, found in decided.items()]
-    return {rig: found.conventions for rig, found in decided.items()}, shown
+    shown = [f"{len(files)} files ({_some(files)}): {found.conventions}" for found, files in groups.items()]
+    return {path: found.conventions for (path, _), found in zip(said, decided, strict=True)}, shown
 
 
 class _Target(NamedTuple):

@@ -66,7 +66,7 @@ def read(
     if None in (up, scale, positions):
         some = np.unique(np.linspace(0, len(recording.rows) - 1, SAMPLE).astype(int))
         said = bvh_conventions.evidence(dataclasses.replace(recording, rows=recording.rows[some]))
-        ((conventions, _),) = bvh_conventions.decide([said], up, scale, positions).values()
+        ((conventions, _),) = bvh_conventions.decide([said], up, scale, positions)
     else:
         conventions = Conventions(up, scale, positions)
     return to_motion(recording, conventions, ends)

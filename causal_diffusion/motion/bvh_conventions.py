@@ -1,12 +1,13 @@
 """What BVH files leave open, decided once for all files of a folder: vertical axis, unit, meaning of positions.
 
-Files of one rig (names, parents and channels of the joints) come from one program and share one decision.
+Files of one rig (names, parents and channels of the joints) come from one program and share one decision. Only the
+meaning of positions, of which no pose leaves a doubt, is found file by file.
 
     positions   replace the OFFSET ('absolute') or are added to it ('relative'): the reading by which bones keep the
                 lengths that OFFSETs have
     up          the axis with the most evidence, in which a file counts once and other rigs of the folder half:
-                  + 1      head above hips, the mean cosine over the frames
-                  + 0.5    head, hips and ankles in a line of the rest pose
+                  + 1      head above hips, the mean cosine over the frames (at least -0.5: handstands)
+                  + 0.7    head, hips and ankles in a line of the rest pose
                   + 0.3    the lowest joint is at height 0
                   - 0.8    as many body heights as the lowest joint rises and falls (at most one)
                   - prior  z 0.3, x 1, downwards 1.5: y is the most common
@@ -20,7 +21,7 @@ in which everything lies, no file can tell: state the axis.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +96,12 @@ class Evidence:
     axes: dict[str, np.ndarray]
     height: dict[str, float]
 
+    @property
+    def reading(self) -> str:
+        """The value of POSITIONS by which bones keep their lengths."""
+        absolute, relative = self.stretch or (0.0, 1.0)
+        return "relative" if relative < 0.5 * absolute else "absolute"
+
     def contradicts(self, conventions: "Conventions") -> bool:
         """Whether this file by itself says clearly that another axis is up."""
         axes = self.axes[conventions.positions]
@@ -102,7 +109,7 @@ class Evidence:
 
 
 class Decided(NamedTuple):
-    """The conventions of a rig, and what about them is uncertain ('' if nothing)."""
+    """The conventions of a file, and what about them is uncertain ('' if nothing)."""
 
     conventions: Conventions
     uncertain: str
@@ -160,34 +167,35 @@ def evidence(recording: Recording) -> Evidence:
 
 
 def decide(
-    files: Iterable[Evidence], up: str | None = None, scale: float | None = None, positions: str | None = None
-) -> dict[tuple, Decided]:
-    """The conventions of every rig, from the evidence of all files; what is given is not decided.
+    files: Sequence[Evidence], up: str | None = None, scale: float | None = None, positions: str | None = None
+) -> list[Decided]:
+    """The conventions of each file, from the evidence of all; what is given is not decided.
 
     Args:
         files: the evidence of each file of a folder.
         up, scale, positions: a value of AXES, metres per unit, a value of POSITIONS; None: decided.
     """
-    rigs = {}
-    for file in files:
-        rigs.setdefault(file.rig, []).append(file)
-    readings = {rig: positions or _positions(some) for rig, some in rigs.items()}
-    axes = {rig: np.mean([file.axes[readings[rig]] for file in some], axis=0) for rig, some in rigs.items()}
-    decided = {}
-    for rig, some in rigs.items():
-        of_rig, doubts = axes[rig].copy(), []
-        if others := [(axes[other], len(files)) for other, files in rigs.items() if other != rig]:
-            of_rig += 0.5 * np.average([a for a, _ in others], axis=0, weights=[n for _, n in others])
-        order = np.argsort(-of_rig, kind="stable")
-        if up is None and of_rig[order[0]] - of_rig[order[1]] < CLOSE:
-            doubts.append(f"up is taken to be {AXES[order[0]]} and may be {AXES[order[1]]}: try up = {AXES[order[1]]}")
-        height = float(np.median([file.height[readings[rig]] for file in some]))
+    groups = {}
+    for at, file in enumerate(files):
+        groups.setdefault((file.rig, positions or file.reading), []).append(at)
+    axes = {key: np.mean([files[at].axes[key[1]] for at in some], axis=0) for key, some in groups.items()}
+    decided = [None] * len(files)
+    for key, some in groups.items():
+        of_group, doubts = axes[key].copy(), []
+        if others := [other for other in groups if other != key]:
+            weights = [len(groups[other]) for other in others]
+            of_group += 0.5 * np.average([axes[other] for other in others], axis=0, weights=weights)
+        first, second = np.argsort(-of_group, kind="stable")[:2]
+        if up is None and of_group[first] - of_group[second] < CLOSE:
+            doubts.append(f"up is taken to be {AXES[first]} and may be {AXES[second]}: try up = {AXES[second]}")
+        height = float(np.median([files[at].height[key[1]] for at in some]))
         unit = _unit(height) if scale is None else next((u for u in UNITS if UNITS[u].metres == scale), "")
-        metres_ = scale or (UNITS[unit].metres if unit else TALL / height if height > 0 else 1.0)
+        size = scale or (UNITS[unit].metres if unit else TALL / height if height > 0 else 1.0)
         if scale is None and not unit:
             doubts.append(f"a body of {height:.4g} units is in none of {', '.join(UNITS)} and is scaled to {TALL} m: "
                           "try unit = 0.0254, or what it is")  # fmt: skip
-        decided[rig] = Decided(Conventions(up or AXES[order[0]], metres_, readings[rig], unit), "; ".join(doubts))
+        for at in some:
+            decided[at] = Decided(Conventions(up or AXES[first], size, key[1], unit), "; ".join(doubts))
     return decided
 
 
@@ -229,14 +237,6 @@ def _stretch(recording: Recording) -> tuple[float, float] | None:
     return (absolute / length, relative / length) if length > 0 else None
 
 
-def _positions(files: list[Evidence]) -> str:
-    stretched = [file.stretch for file in files if file.stretch]
-    if not stretched:
-        return "absolute"
-    absolute, relative = np.median(stretched, axis=0)
-    return "relative" if relative < 0.5 * absolute else "absolute"
-
-
 def _axes(skeleton: Skeleton, x: np.ndarray, rest: np.ndarray, real: np.ndarray, height: float) -> np.ndarray:
     """Evidence for each of AXES [6] from positions [T, J, 3] in units of the file, see the module's docstring."""
     roles, height = skeleton.roles, max(height, 1e-9)
@@ -250,8 +250,8 @@ def _axes(skeleton: Skeleton, x: np.ndarray, rest: np.ndarray, real: np.ndarray,
     lowest = np.concatenate([x.min(axis=1), -x.max(axis=1)], axis=-1)  # [T, 6] along x, y, z, -x, -y, -z
     travels = np.minimum(1.0, np.ptp(lowest, axis=0) / height)
     floor = np.abs(lowest.min(axis=0)) < 0.1 * height
-    signed = upright + 0.5 * standing
-    total = np.concatenate([signed, -signed]) + 0.3 * floor - 0.8 * travels
+    upright, standing = np.concatenate([upright, -upright]), np.concatenate([standing, -standing])
+    total = np.maximum(upright, -0.5) + 0.7 * standing + 0.3 * floor - 0.8 * travels
     order = ["xyz".index(axis[-1]) + 3 * axis.startswith("-") for axis in AXES]
     return total[order] - _PRIOR
 
