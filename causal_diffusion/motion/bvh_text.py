@@ -26,6 +26,7 @@ RATES = tuple(float(r) for r in (10, 12, 12.5, 15, 20, 24, 25, 30, 40, 48, 50, 6
 NTSC_RATES = tuple(r / 1.001 for r in (24.0, 30.0, 48.0, 60.0, 120.0, 240.0))
 NEAR, NEARER = 0.045, 0.002  # of a frame time: how far it may be from a common one that was rounded, or cut
 FRAME_TIMES = (0.0005, 1.0)  # seconds
+LARGEST = 1e9  # units or degrees: larger numbers are damage
 POSITIONS = ("absolute", "relative")
 _CHANNEL = re.compile(r"([XYZ])(position|rotation)", re.IGNORECASE)
 
@@ -96,8 +97,8 @@ def parse(path: str | Path, sample: int | None = None) -> Recording:
         sample: at most so many frames, spread evenly, and no warning; None: all.
 
     Raises:
-        UserError: there is no such file, or it is cut short, has a number that is not finite or words that are not BVH.
-            The message names the file and the line or frame.
+        UserError: there is no such file, or it is cut short, has a number that is not finite or beyond LARGEST, or
+            words that are not BVH. The message names the file and the line or frame.
     """
     path = Path(path)
     try:
@@ -196,8 +197,9 @@ def _floats(path, at, words, count, what, labels=None) -> list[float]:
     except ValueError as error:
         word = str(error).removeprefix("could not convert string to float: ")
         raise _bad(path, at, f"{what}: {word[:40]} is no number") from None
-    if not np.isfinite(values).all():
-        first = int(np.argmin(np.isfinite(values)))
+    good = np.abs(values) < LARGEST  # of NaN too
+    if not good.all():
+        first = int(np.argmin(good))
         raise _bad(path, at, f"{what} has {values[first]}" + (f" for {labels[first]}" if labels else ""))
     return values
 
