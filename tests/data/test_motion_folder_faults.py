@@ -7,6 +7,7 @@ from causal_diffusion.data import humanml3d
 from causal_diffusion.data.clip_list import CLIP_LIST, read_clip_list
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.humanml3d import LAYOUTS, HumanML3D
+from causal_diffusion.data.motion_npz import read_file
 from causal_diffusion.data.snapmogen import SnapMoGen
 from causal_diffusion.errors import UserError
 from tests.data import test_snapmogen
@@ -120,3 +121,18 @@ def test_entries_of_snapmogen(folder_of_snapmogen, caplog):
     assert source.names == test_snapmogen.IDS["train"]
     assert [message.partition(":")[0] for message in caplog.messages] == [
         "left out 1 of 5 entries of all_caption_clean.json", "left out 1 of 4 clips of train_ids.txt"]  # fmt: skip
+
+
+def test_one_clip_of_an_archive_that_is_not_finite_is_left_out(tmp_path, caplog):
+    path, (names, frames) = tmp_path / "a_train_0.npz", (list("abc"), 8)
+    positions = np.zeros((3 * frames, 2, 3), np.float32)
+    positions[frames + 5] = np.nan
+    data = dict(positions=positions, root_xz=positions[:, 0, :2] * 0, clip_start=[0, 8, 16, 24], text=names, name=names)
+    np.savez(path, **data, fps=20.0)
+    clips, _ = read_file(path)
+    assert [clip.name for clip in clips] == ["a", "c"]
+    assert "left out 1 of 3 clips of" in caplog.messages[0] and "frame 5 of clip b has a value" in caplog.messages[0]
+    for fps in (0.0, np.nan, -1.0):
+        np.savez(path, **data, fps=fps)
+        with pytest.raises(UserError, match="a_train_0.npz: fps is"):
+            read_file(path)
