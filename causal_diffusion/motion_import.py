@@ -7,8 +7,8 @@
     recordings/captions.jsonl    one body, one rate    motion/motion_test.npz
 
 All clips get the joints of the first file (--joints=all), some of them (--joints=Hips,Spine,...), or the 22 joints of
-HumanML3D (--joints=humanml3d), to which files that name joints in their own ways can be brought. Names that say too
-little are mapped by a file (--joints=names.txt, ``motion.joint_map``). Bones get the lengths that they have in the
+HumanML3D (--joints=humanml3d), to which files that name joints in their own ways can be brought. Names that are not
+understood are mapped by a file (--joints=names.txt, ``motion.joint_map``). Bones get the lengths that they have in the
 first file, and the lowest joint of each clip is put on the floor. A tenth of the files, always the same, is held out.
 
 Vertical axis, unit and meaning of position channels are decided once for all files of one skeleton, from the evidence

@@ -1,7 +1,7 @@
 """What BVH files leave open, decided once for all files of a folder: vertical axis, unit, meaning of positions.
 
 Files of one rig (names, parents and channels of the joints) come from one program and share one decision. Only the
-meaning of positions, of which no pose leaves a doubt, is found file by file.
+meaning of positions, which is unambiguous in every pose, is found file by file.
 
     positions   replace the OFFSET ('absolute') or are added to it ('relative'): the reading by which bones keep the
                 lengths that OFFSETs have
@@ -15,8 +15,8 @@ meaning of positions, of which no pose leaves a doubt, is found file by file.
                 most likely height (UNITS); else whatever makes it TALL. A body is taken to be 1.3 times as tall as hips
                 to head and hip to ankle together, along the bones
 
-A body that lies or crawls is thus not stood up where other files, its rest pose or the floor say otherwise. Of a folder
-in which everything lies, no file can tell: state the axis.
+A body that lies or crawls is thus not stood up if other files, its rest pose or the floor contradict that. A folder in
+which every body lies is ambiguous: state the axis.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Conventions(NamedTuple):
 
 @dataclasses.dataclass
 class Evidence:
-    """What one file says about its conventions.
+    """Evidence of one file about its conventions.
 
     Attributes:
         rig: of the recording.
@@ -103,7 +103,7 @@ class Evidence:
         return "relative" if relative < 0.5 * absolute else "absolute"
 
     def contradicts(self, conventions: "Conventions") -> bool:
-        """Whether this file by itself says clearly that another axis is up."""
+        """Whether the evidence of this file alone is clearly in favour of another axis."""
         axes = self.axes[conventions.positions]
         return bool(axes.max() - axes[AXES.index(conventions.up)] > 2 * CLOSE)
 
@@ -149,7 +149,7 @@ def check(up: str | None, positions: str | None, option: str = "") -> None:
 
 
 def evidence(recording: Recording) -> Evidence:
-    """What a recording says about its conventions."""
+    """Computes the evidence of a recording."""
     stretch = _stretch(recording)
     axes, height = {}, {}
     for positions in POSITIONS if stretch else ("absolute",):

@@ -49,7 +49,7 @@ class Joint:
 
 @dataclasses.dataclass
 class Recording:
-    """What a file says: joints, parents first, the numbers of its frames [T, channels], and frames per second."""
+    """The content of a file: joints, parents first, the numbers of its frames [T, channels], and frames per second."""
 
     path: Path
     joints: list[Joint]

@@ -1,4 +1,4 @@
-"""Files that say which joint is which, for skeletons whose names say too little.
+"""Files that map names of joints, for skeletons whose names are not understood.
 
     # name here = name in the BVH files
     pelvis = Bip01 Pelvis

@@ -1,4 +1,4 @@
-"""What the names of joints say: which side a joint is on, and which part of the body it is.
+"""Finds the side and the part of the body of a joint by its name.
 
     mixamorig_LeftUpLeg    Character1_LeftUpLeg    Bip01 L Thigh    CC_Base_L_Thigh    m_avg_L_Hip    J_Bip_L_UpperLeg
     LeftUpLeg              UpperLeg_L              LThigh           lThigh             lthigh         KneeLeft
