@@ -154,7 +154,14 @@ def resolve_window(config, frames, view):
 
 def check_evaluation(config):
     layout, context = config.layout, config.evaluate.context
-    if config.evaluate.clips and (low := layout.whole(context)) != context:
+    if not config.evaluate.clips:
+        return
+    if context < 1:
+        refuse(
+            f"evaluate.context is {context} and evaluate.clips is {config.evaluate.clips}: streams that are evaluated "
+            f"begin with given frames, try evaluate.context = {max(1, layout.block - layout.pad)}"
+        )
+    if (low := layout.whole(context)) != context:
         refuse(
             f"evaluate.context is {context} and layout.block is {layout.block}: whole blocks are given, "
             f"evaluate.context = {low if low > 0 else low + layout.block} would do"
