@@ -53,12 +53,17 @@ def take_frames(
         raise UserError(f"{name} is {described(given)}; it is float in {_range(pictures)}, or uint8 pixels")
     if shape is not None and given.shape[max(0, given.ndim - len(shape)) :] != tuple(shape):
         raise UserError(f"{name} is {described(given)}; its last axes are {list(shape)}")
-    if given.dtype == np.uint8:
-        return given.astype(np.float32) / 127.5 - 1.0
     with np.errstate(over="ignore", invalid="ignore"):
-        taken = given.astype(np.float32)
-    check_values(name, taken, pictures=pictures, tolerance=tolerance, unknown=unknown)
+        taken = as_floats(given)
+    if given.dtype != np.uint8:
+        check_values(name, taken, pictures=pictures, tolerance=tolerance, unknown=unknown)
     return taken
+
+
+def as_floats(frames):
+    """A new float32 array, of pixels (uint8) in [-1, 1]; other values are kept. Takes NumPy and JAX arrays."""
+    floats = frames.astype(np.float32)
+    return floats / np.float32(127.5) - np.float32(1.0) if frames.dtype == np.uint8 else floats
 
 
 def check_values(name: str, frames: np.ndarray, *, pictures: bool, tolerance: float = OVERSHOOT, unknown=False) -> None:
@@ -70,18 +75,24 @@ def check_values(name: str, frames: np.ndarray, *, pictures: bool, tolerance: fl
     if unknown and np.isnan(low):  # nothing is known
         return
     if not (np.isfinite(low) and np.isfinite(high)):
-        which = " (unknown values are NaN)" if unknown else ""
-        raise UserError(f"{name} has a value that is not finite{which}")
+        wrong = np.isinf(frames) if unknown else ~np.isfinite(frames)
+        which = "; unknown values are NaN" if unknown else ""
+        raise UserError(f"{name} has a value that is not finite, at {_first(wrong)}{which}")
     if pictures and not (low >= -1.0 - tolerance and high <= 1.0 + tolerance):
         raise UserError(
-            f"{name} has values from {low:.4g} to {high:.4g}: floats of pictures lie in [-1, 1], up to {tolerance:g}; "
-            f"try {name} = pixels / 127.5 - 1, or uint8 pixels as they are"
+            f"{name} has values from {low:.4g} to {high:.4g}: floats of pictures lie in [-1, 1], within {tolerance:g}; "
+            "try pixels / 127.5 - 1, or pixels as uint8"
         )
 
 
 def described(array) -> str:
     """dtype and shape, as 'float32[2, 4, 16, 16, 1]'."""
     return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+
+
+def _first(where):
+    """Index of the first True, as a list."""
+    return np.argwhere(where)[0].tolist()
 
 
 def _is_float(dtype) -> bool:

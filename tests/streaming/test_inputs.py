@@ -95,7 +95,7 @@ REFUSED = {
     "context in integers": (dict(context=np.full((4, 4, 4, 1), 255)), "context is int64[4, 4, 4, 1]; it is float in"),
     "context not finite": (dict(context=np.full_like(FRAMES, np.nan)), "context has a value that is not finite"),
     "ragged context": (dict(context=[[1.0], [1.0, 2.0]]), "context is '[[1.0], [1.0, 2.0]]'; it is an array"),
-    "no samples": (dict(batch=0), "batch is 0; at least 1 sample is streamed"),
+    "no samples": (dict(batch=0), "batch is 0; it is at least 1, try batch = 1"),
 }
 
 
@@ -118,7 +118,7 @@ def test_a_model_refuses_conditions_that_it_does_not_take(pipeline):
 
 
 def test_no_frames_are_no_clip(pipe):
-    with pytest.raises(UserError, match="frames is 0; at least 1 frame can be generated"):
+    with pytest.raises(UserError, match="frames is 0; it is at least 1, try frames = 1"):
         pipe.generate(frames=0)
 
 
@@ -134,7 +134,7 @@ def test_a_refused_step_loses_nothing(pipe, inputs):
         "action is float64[3]; it is [2], [frames, 2]": lambda: stream.update({"action": np.zeros(3)}),
         "action is float64[5]; it is [2], [frames, 2]": lambda: stream.next(action=np.zeros(5)),
         "action has 3 frames; the frames that enter now are 2": lambda: stream.next(action=np.zeros((3, 2))),
-        "blocks is 0; at least 1 block can be taken": lambda: stream.take(0),
+        "blocks is 0; it is at least 1, try blocks = 1": lambda: stream.take(0),
         "there is no sample 2; samples are 0 .. 1": lambda: stream.reset(2),
         "there is no sample -1; samples are 0 .. 1": lambda: stream.reset(-1),
         "context has 3 frames and a block has 2": lambda: stream.reset(0, context=FRAMES[0, :3]),
