@@ -40,13 +40,14 @@ class Checked:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         element = dict(self.source[i])
-        name, video = f"video of clip {i}", element["video"]
+        name = f"video of clip {i}"
+        shape, stated = np.shape(element["video"]), (self._frames, *self._shape)
+        if len(shape) != len(stated) or shape[1:] != self._shape or self._frames not in (None, shape[0]):
+            wanted = f"({self._frames or 'frames'}, {', '.join(map(str, self._shape))})"
+            raise UserError(f"{name} is {shape}; by the data section of the config it is {wanted}")
         element["video"] = take_frames(
-            name, video, self._shape, pictures=are_pictures(self._shape), tolerance=ROUNDING
+            name, element["video"], pictures=are_pictures(self._shape), tolerance=ROUNDING
         )
-        found = len(element["video"])
-        if element["video"].ndim != 1 + len(self._shape) or (self._frames or found) != found:
-            raise UserError(f"{name} has the shape {np.shape(video)}; it is {(self._frames or 'frames', *self._shape)}")
         for key in ("action", "text"):
             if key in element and np.asarray(element[key]).dtype.kind == "f":
                 check_values(f"{key} of clip {i}", np.asarray(element[key]), pictures=False)

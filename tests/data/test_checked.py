@@ -64,8 +64,8 @@ def test_pixels_are_mapped():
     (dict(video=np.full((4, 8, 8, 1), 2.0)), "video of clip 1 has values from 2 to 2: .* within 0.001"),
     (dict(video=np.full((4, 8, 8, 1), np.nan)), "video of clip 1 has a value that is not finite, at"),
     (dict(video=np.zeros((4, 8, 8, 1), int)), "video of clip 1 is int64"),
-    (dict(video=np.zeros((4, 8, 9, 1))), r"video of clip 1 is float64.*; its last axes are \[8, 8, 1\]"),
-    (dict(video=np.zeros((5, 8, 8, 1))), r"video of clip 1 has the shape \(5, 8, 8, 1\); it is \(4, 8, 8, 1\)"),
+    (dict(video=np.zeros((4, 8, 9, 1))), r"video of clip 1 is \(4, 8, 9, 1\); .* it is \(4, 8, 8, 1\)"),
+    (dict(video=np.zeros((5, 8, 8, 1))), r"video of clip 1 is \(5, 8, 8, 1\); .* it is \(4, 8, 8, 1\)"),
     (dict(action=np.full((4, 2), np.inf)), "action of clip 1 has a value that is not finite"),
 ])  # fmt: skip
 def test_what_is_wrong_names_its_row(change, said):
