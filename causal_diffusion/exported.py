@@ -178,10 +178,14 @@ class Stream:
     def update(self, **condition) -> None:
         """Another ``label``, ``text`` or ``text_mask`` for blocks that enter from now on; what is left out stays."""
         given = {name: value for name, value in condition.items() if value is not None}
-        if "text" in given and "text_mask" not in given:
-            self._condition["text_mask"] = None
-        self._condition |= given
-        self._encoded = self._programs("encode_condition", self._parsed())
+        if "text" in given:
+            given = {"text_mask": None} | given
+        self._encode(self._condition | given)
+
+    def _encode(self, condition):
+        """Takes a condition over; one that is refused leaves the stream as it is."""
+        self._encoded = self._programs("encode_condition", self._parsed(condition))
+        self._condition = condition
 
     def _now(self):
         """(the program that advances the stream now, the step before which another one does)."""
@@ -191,8 +195,7 @@ class Stream:
 
     def _begin(self, seed, condition, context, context_action, reference, action, observed):
         meta, B = self._meta, self._meta["batch"]
-        self._condition = condition
-        self._encoded = self._programs("encode_condition", self._parsed())
+        self._encode(condition)
         key = random_key(seed, impl=meta["keys"])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(B))
         self._queue(action, observed)
@@ -205,11 +208,11 @@ class Stream:
         given = [*([] if reference is None else [reference]), context, *past, *ramp]
         self._state = self._programs("init_state", [jax.random.key_data(keys)], self._encoded, given)
 
-    def _parsed(self):
+    def _parsed(self, condition):
         """[label [B, 1]], then [text [B, 1, M, ...], mask [B, 1, M]], as far as the system takes them."""
         meta, B, out = self._meta, self._meta["batch"], []
-        given = {name for name, value in self._condition.items() if value is not None}
-        label, text, mask = (self._condition.get(name) for name in ("label", "text", "text_mask"))
+        given = {name for name, value in condition.items() if value is not None}
+        label, text, mask = (condition.get(name) for name in ("label", "text", "text_mask"))
         takes = ["label"] * bool(meta["classes"]) + ["text", "text_mask"] * bool(meta["text"])
         if given - set(takes):
             raise UserError(f"this model takes no {min(given - set(takes))!r}; it takes {', '.join(takes) or 'none'}")
@@ -292,7 +295,7 @@ def _array(name, value, shape, batch, dtype=np.float32):
     if value.shape not in (tuple(shape), (batch, *shape)):
         raise UserError(f"{name} is {list(value.shape)}; it is {list(shape)} or {[batch, *shape]}")
     if dtype == np.float32:
-        if value.dtype.kind not in "iuf":
+        if value.dtype.kind not in "iufV":  # bfloat16 is of kind V
             raise UserError(f"{name} is {value.dtype}; it is an array of numbers")
         check_values(name, value, pictures=False, unknown=name == "observed")
     return np.ascontiguousarray(np.broadcast_to(value, (batch, *shape)), dtype)

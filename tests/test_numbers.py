@@ -11,6 +11,7 @@ from causal_diffusion.config import Config, _fields, config_folder, freeze, load
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import make_mesh
 from causal_diffusion.ranges import _number_in
+from causal_diffusion.training.optimizer import make_optimizer
 from causal_diffusion.training.runs import make_recipe
 
 VALUES = {int: (-1, 0, math.nan, 10**9, 2**31, 2**63), float: (-1.0, 0.0, math.nan, 1e9, math.inf, -math.inf, 1e300)}
@@ -80,6 +81,7 @@ def check(name, key, value):
         config = changed(name, key, value)
         recipe = make_recipe(config)
         make_mesh(config.mesh)
+        make_optimizer(config.train)
     except UserError as error:
         said = str(error)
         # 0 may be right by itself and clash with other keys, which the message then names.
@@ -112,6 +114,15 @@ def test_numbers_that_make_no_sense_everywhere(name):
         for value in VALUES[kind]:
             said = check(name, key, value)
             assert said or math.isfinite(value), f"{key} = {value} is accepted"
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(6, 4), (6, 7), (1, 2)])
+def test_micro_batches_have_equal_sizes(batch, accumulate):
+    wrong = {"train.batch": batch, "train.accumulate": accumulate}
+    with pytest.raises(UserError, match=f"train.batch is {batch} and train.accumulate is {accumulate}: ") as error:
+        override(base("quickstart:tiny"), wrong)
+    fits = int(re.search(r"try train.batch = (\d+)$", str(error.value))[1])
+    override(base("quickstart:tiny"), wrong | {"train.batch": fits})
 
 
 @pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind is float])

@@ -144,7 +144,7 @@ class Pipeline:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
         Args:
-            seed: sample i's noise depends on (seed, i) only.
+            seed: 0 .. 2^64 - 1; sample i's noise depends on (seed, i) only.
             frames: rounded up to whole blocks, then trimmed; where latents are decoded, decoded frames are counted.
             batch: samples.
             cond: dict of 'label' (int or [B]), 'text' (a prompt, or one for each sample; or condition tokens, [M, E] or
@@ -152,8 +152,11 @@ class Pipeline:
                 [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
                 [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
                 values of new frames, NaN where they are not known); whatever the system takes.
-            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8; or, where the
-                system works on latents, latents in that place.
+            context: given frames, [T, *space, C] or [B, T, *space, C], uint8 pixels or floats in data range
+                (``causal_diffusion.frames``); or, where the system works on latents, latents in that place.
+
+        Raises:
+            UserError: an argument that the system does not take, or that is out of range.
         """
         frames = check_number("frames", frames, COUNT, default=64, error=UserError)
         session = self._begin(seed, batch, cond, context)
