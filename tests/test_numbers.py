@@ -85,7 +85,7 @@ def check(name, key, value):
     except UserError as error:
         said = str(error)
         # 0 may be right by itself and clash with other keys, which the message then names.
-        named = re.search(r"\b[a-z_]+\.[a-z_]+ is ", said) if value == 0 else key.rpartition(".")[2] in said
+        named = key.rpartition(".")[2] in said or value == 0 and re.search(r"\b[a-z_]+\.[a-z_]+ is ", said)
         assert "\n" not in said and named, said
         return said
     built(Network(recipe))
