@@ -34,6 +34,8 @@ from tqdm.auto import tqdm
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
 from causal_diffusion.data.record_shards import Shard, damage_of, shard_name, write_json, write_shard
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import ROUNDING, take_frames
+from causal_diffusion.ranges import COUNT, COUNT_OR_NONE, check_number
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ class _Clips:
             raise UserError(f"--whole is set, and {type(source).__name__} has no whole clips: leave it out")
         self._source, self._whole = source, whole
         there = source.clips if whole else len(source)
+        check_number("--clips", clips, COUNT_OR_NONE, error=UserError)
         if clips > there:
             raise UserError(f"--clips is {clips} and the data have {there}: --clips={there} would do, or leave it out")
         if not clips and there > ENDLESS:
@@ -156,9 +159,7 @@ class _Clips:
             geometry.latent_shape(video.shape)
         except UserError as error:
             raise UserError(f"{where} does not fit the VAE: {error}") from None
-        finite = np.isfinite(video).reshape(len(video), -1).all(axis=1)
-        if not finite.all():
-            raise UserError(f"{where} has a value that is not finite, in frame {int(np.argmin(finite))}")
+        element["video"] = take_frames(where, video, pictures=geometry.pictures, tolerance=ROUNDING)
         if self._captions is not None:
             element["caption"] = self._captions[i]
         return element | {"name": self.name(i)}
@@ -175,7 +176,7 @@ def _encode_span(vae, params, reader, span, plan, bar) -> list[dict]:
         video = np.zeros((rows, geometry.frames(length), *shape), np.float32)
         for row, (i, _) in enumerate(group):
             clip = records[i].pop("video")
-            video[row, : len(clip)] = clip if clip.dtype != np.uint8 else np.float32(clip) / 127.5 - 1.0
+            video[row, : len(clip)] = clip
         streamed = plan["piece"] if 0 < plan["piece"] < length else 0
         latents = np.asarray(vae.encode(params, video, piece=streamed))
         for row, (i, own) in enumerate(group):
@@ -345,9 +346,8 @@ def _alone(out):
 
 
 def _check_options(plan):
-    for key, least in {"shard_clips": 1, "batch": 1, "piece": 0}.items():
-        if plan[key] < least:
-            raise UserError(f"--{key} is {plan[key]}: it is at least {least}")
+    for key, allowed in {"shard_clips": COUNT, "batch": COUNT, "piece": COUNT_OR_NONE}.items():
+        check_number(f"--{key}", plan[key], allowed, error=UserError)
     if plan["dtype"] not in DTYPES:
         raise UserError(f"--dtype is {plan['dtype']}: it is one of {', '.join(DTYPES)}")
 

@@ -19,7 +19,9 @@ from causal_diffusion.nn.layers import join_projections, split_projections, unst
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.vae import Codec
+from causal_diffusion.ranges import COUNT, SIZE, WEIGHT, check_number, is_number
 from causal_diffusion.recipe import build, null_condition
+from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime
 from causal_diffusion.streaming.inputs import (
     as_action,
@@ -132,6 +134,7 @@ class Pipeline:
 
         A system that works on latents hands the loss latents.
         """
+        scale = check_number("scale", scale, WEIGHT, default=1.0, kind=float, error=UserError)
         return Pipeline(
             self.config, self.params, codec=self.codec, text=self.text, body=self.body, loss=loss, loss_scale=scale,
             mesh=self.mesh,
@@ -141,7 +144,7 @@ class Pipeline:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
         Args:
-            seed: sample i's noise depends on (seed, i) only.
+            seed: 0 .. 2^64 - 1; sample i's noise depends on (seed, i) only.
             frames: rounded up to whole blocks, then trimmed; where latents are decoded, decoded frames are counted.
             batch: samples.
             cond: dict of 'label' (int or [B]), 'text' (a prompt, or one for each sample; or condition tokens, [M, E] or
@@ -149,11 +152,13 @@ class Pipeline:
                 [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
                 [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
                 values of new frames, NaN where they are not known); whatever the system takes.
-            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8; or, where the
-                system works on latents, latents in that place.
+            context: given frames, [T, *space, C] or [B, T, *space, C], uint8 pixels or floats in data range
+                (``causal_diffusion.frames``); or, where the system works on latents, latents in that place.
+
+        Raises:
+            UserError: an argument that the system does not take, or that is out of range.
         """
-        if frames < 1:
-            raise UserError(f"frames is {frames}; at least 1 frame can be generated")
+        frames = check_number("frames", frames, COUNT, default=64, error=UserError)
         session = self._begin(seed, batch, cond, context)
         wanted = frames if self.codec is None else latents_for(self.codec, frames, session.decoded)
         steps = math.ceil((wanted + session.void) / self.rollout.emit)
@@ -171,8 +176,8 @@ class Pipeline:
         return session
 
     def _begin(self, seed, batch, cond, context, ahead=False):
-        if batch < 1:
-            raise UserError(f"batch is {batch}; at least 1 sample is streamed")
+        seed = check_seed(seed)
+        batch = check_number("batch", batch, SIZE, error=UserError)
         say_if_whole(batch, self.mesh)
         watch = Watch()
         model, cond = self.recipe.model.config, dict(cond or {})
@@ -214,7 +219,7 @@ class Pipeline:
         seam. A block's prompt is that of its first frame, in decoded frames; the blocks that a stream begins with all
         have the first one.
         """
-        if not prompts or any(frames < 1 for _, frames in prompts):
+        if not prompts or any(not is_number(frames, int) or frames < 1 for _, frames in prompts):
             raise UserError(f"prompts is {prompts!r}; it is a list of (prompt, frames) with at least 1 frame each")
         ends = np.cumsum([frames for _, frames in prompts])
         session, now, parts, made = self.stream(seed, batch, {"text": prompts[0][0]}, context), 0, [], 0

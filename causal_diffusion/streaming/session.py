@@ -17,6 +17,7 @@ from causal_diffusion.checkpoint import save_tree
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.ranges import COUNT, check_number, is_number
 from causal_diffusion.streaming.decoding import encode_context, prime, replace_samples
 from causal_diffusion.streaming.inputs import (
     as_action,
@@ -103,8 +104,7 @@ class Session(Iterator):
         Schedules that denoise whole chunks emit a chunk where others emit a block. Latents come out decoded.
         """
         config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
-        if blocks < 1:
-            raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
+        blocks = check_number("blocks", blocks, COUNT, error=UserError)
         given = parse_action(config.model, action, self.batch)
         if given is not None:
             entering = blocks * rollout.emit - self._void_entering()
@@ -229,7 +229,7 @@ class Session(Iterator):
             reference: another reference frame; None keeps its own.
             observed: values known of its new frames, [T, *space, C], NaN where unknown.
         """
-        if not 0 <= sample < self.batch:
+        if not is_number(sample, int) or not 0 <= sample < self.batch:
             raise UserError(f"there is no sample {sample}; samples are 0 .. {self.batch - 1}")
         pipeline, state, recipe = self.pipeline, self._mark.state, self.pipeline.recipe
         context = encode_context(pipeline.codec, recipe, None if context is None else np.asarray(context)[None])

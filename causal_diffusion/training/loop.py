@@ -16,6 +16,7 @@ from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.parallel.mesh import batch_part, global_batch, make_mesh
 from causal_diffusion.training.guard import FaultWatch
 from causal_diffusion.training.interrupt import interruptible
+from causal_diffusion.training.kept import checked
 from causal_diffusion.training.logger import Logger
 from causal_diffusion.training.report import peak_of, summary, training_flops
 from causal_diffusion.training.runs import make_recipe, make_run
@@ -64,7 +65,8 @@ def train(config, workdir, source=None, held_out=None):
     crop = random_crop(config.train.crop) if config.train.crop else None
     augment = in_turn(crop, horizontal_flip if config.train.flip else None)
     own = source is not None
-    source = source if own else make_source(config.data, "train")
+    source = checked(source, config, config.data.frames) if own else make_source(config.data, "train")
+    held_out = held_out if held_out is None else checked(held_out, config)
     run = make_run(recipe, mesh, workdir, source)
     source = run.dress(source)
     augment = in_turn(augment, run.augment(source))

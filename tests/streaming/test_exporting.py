@@ -115,7 +115,10 @@ def test_it_needs_none_of_the_models_code(pipeline, tmp_path):
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "out"), str(tmp_path / "frames.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[] ['causal_diffusion.errors', 'causal_diffusion.exported']\n"
+    assert done.stdout == (
+        "[] ['causal_diffusion.errors', 'causal_diffusion.exported', 'causal_diffusion.frames', "
+        "'causal_diffusion.ranges', 'causal_diffusion.seeds']\n"
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "frames.npy"), wanted)
 
 
@@ -134,9 +137,11 @@ def test_nothing_compiles_once_it_has_started(programs, inputs, pipeline, caplog
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"batch": 0}, "batch is 0; at least 1"),
+    ({"batch": 0}, "batch is 0; it is at least 1"),
     ({"context": 3}, "context is 3 and a block has 2 frames: whole blocks, 2 would do"),
     ({"context": -1}, "context is -1"),
+    ({"tokens": -1}, "tokens is -1; it is at least 0, try tokens = 0"),
+    ({"batch": 1.5}, "batch is 1.5; it is an integer"),
     ({"platforms": ("cpu", "gpu")}, "platforms has 'gpu'; there are cpu, cuda, rocm, tpu"),
 ])  # fmt: skip
 def test_mistakes_of_the_writer(pipeline, tmp_path, options, words):
@@ -162,7 +167,13 @@ def test_without_flatbuffers(pipeline, tmp_path, folder, monkeypatch):
 @pytest.mark.parametrize(("given", "words"), [
     ({"context": None}, "4 frames of context: give 4"),
     ({"context": np.zeros((3, 4, 4, 1))}, r"context is \[3, 4, 4, 1\]; it is \[4, 4, 4, 1\] or \[2, 4, 4, 4, 1\]"),
+    ({"context": np.full((4, 4, 4, 1), 127.0)}, "context has values from 127 to 127: floats of pictures lie in"),
+    ({"context": np.full((4, 4, 4, 1), np.nan)}, r"context has a value that is not finite, at \[0, 0, 0, 0\]"),
+    ({"context": np.zeros((4, 4, 4, 1), int)}, "context is int64.*; it is float in .* or uint8"),
+    ({"action": np.full((2, 2), np.nan)}, "action has a value that is not finite"),
     ({"label": 3}, "label is 3; it is -1 .. 2"),
+    ({"label": 1.5}, "label is 1.5; it is -1 .. 2"),
+    ({"seed": -1}, "seed is -1; it is at least 0, try seed = 0"),
     ({"label": [0, 1, 2]}, "one for each of 2 samples"),
     ({"text": np.zeros((4, 5))}, r"text is \[4, 5\]; it is \[3, 5\]"),
     ({"observed": np.zeros((1, 4, 4, 1))}, "takes no 'observed'"),
@@ -170,7 +181,7 @@ def test_without_flatbuffers(pipeline, tmp_path, folder, monkeypatch):
 ])  # fmt: skip
 def test_mistakes_of_a_stream(programs, given, words):
     with pytest.raises(UserError, match=words):
-        programs.start(0, **{"context": np.zeros((4, 4, 4, 1)), **given})
+        programs.start(**{"seed": 0, "context": np.zeros((4, 4, 4, 1)), **given})
 
 
 @pytest.mark.parametrize(("name", "words"), [
