@@ -224,9 +224,9 @@ def check_replaceable(path: Path) -> None:
         check_file(path)
 
 
-# JSON with a digest of itself.
+# JSON objects with a digest of themselves.
 
-DIGEST = "sha256"
+DIGEST = "json_sha256"
 
 
 def digest_of(content: dict[str, Any]) -> str:
@@ -236,19 +236,19 @@ def digest_of(content: dict[str, Any]) -> str:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object with its digest under the key ``sha256``; as JSON reads it back, a tuple being a list."""
+    """The JSON object with its digest under ``DIGEST``; as JSON reads it back, a tuple being a list."""
     content = json.loads(json.dumps(content))
     return content | {DIGEST: digest_of(content)}
 
 
-def is_sealed(content: dict[str, Any]) -> bool:
-    """Whether the object carries a digest at all; those of earlier schema versions do not.
+def unsealed(content: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """(the object without its digest, whether it had one; those of earlier schema versions have none).
 
     Raises:
-      ValueError: it carries one, of another content.
+      ValueError: it has one, of another content.
     """
     if DIGEST not in content:
-        return False
+        return content, False
     if content[DIGEST] != digest_of(content):
         raise ValueError("its content does not match its checksum")
-    return True
+    return {key: value for key, value in content.items() if key != DIGEST}, True
