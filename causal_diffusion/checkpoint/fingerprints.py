@@ -77,8 +77,8 @@ def check_same(where: Any, saved: Mapping[str, str] | None, own: Mapping[str, st
             log.warning("%s was steered under JAX %s: its %s is not compared", where, made.split(":")[0], name)
             continue
         had, has = (f"{_short(each)}" if each else "none" for each in (made, given))
-        raise CheckpointError(f"{where} was made with another {name} than the one here (its fingerprint is {had}, the "
-                              f"one here {has}): {remedy}")  # fmt: skip
+        other = "other" if part == "weights" else "another"
+        raise CheckpointError(f"{where} was made with {other} {name} than here (fingerprint {had}, here {has}): {remedy}")
 
 
 def _short(fingerprint):
