@@ -78,7 +78,8 @@ def check_same(where: Any, saved: Mapping[str, str] | None, own: Mapping[str, st
             continue
         had, has = (f"{_short(each)}" if each else "none" for each in (made, given))
         other = "other" if part == "weights" else "another"
-        raise CheckpointError(f"{where} was made with {other} {name} than here (fingerprint {had}, here {has}): {remedy}")
+        differ = f"fingerprint {had}, here {has}"
+        raise CheckpointError(f"{where} was made with {other} {name} than here ({differ}): {remedy}")
 
 
 def _short(fingerprint):

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import open_file, retried
 from causal_diffusion.motion import joints
 
 
@@ -38,13 +39,23 @@ class Skeletal(NamedTuple):
 
 
 def read_file(path: Path) -> tuple[list[Clip], Skeletal]:
-    """All clips of a file. UserError: it is no such file, or has a value that is not finite."""
-    try:
-        with open(path, "rb") as file:
+    """All clips of a file.
+
+    Raises:
+        UserError: it is no such file, or has a value that is not finite. UnreadableError: it cannot be read now.
+    """
+
+    def read():
+        with open_file(path) as file:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile("it is no npz archive")
             with np.load(file, allow_pickle=False) as archive:
-                data = {key: archive[key] for key in archive.files}
+                return {key: archive[key] for key in archive.files}
+
+    try:
+        data = retried(path, read)
+    except UnreadableError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None

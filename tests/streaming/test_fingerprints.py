@@ -43,8 +43,11 @@ def test_another_part_is_named(name):
             fingerprints.check_same("saved", one, other, "try this")
 
 
-@pytest.mark.parametrize("other", [dict(loss=towards(GOAL), scale=2.0), dict(loss=towards(2 * GOAL)),
-                                   dict(loss=towards(GOAL, 4)), dict(loss=None)], ids=["scale", "goal", "power", "none"])
+LOSSES = {"scale": dict(loss=towards(GOAL), scale=2.0), "goal": dict(loss=towards(2 * GOAL)),
+          "power": dict(loss=towards(GOAL, 4)), "none": dict(loss=None)}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", LOSSES.values(), ids=LOSSES)
 def test_a_loss_is_known_by_what_it_computes(other):
     """Made anew in another process it is the same function; with another number in it it is not."""
     def of(**given):
