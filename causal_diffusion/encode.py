@@ -20,10 +20,8 @@ rounding. Longer ones than --piece latents are streamed, in constant memory.
 
 import dataclasses
 import fcntl
-import json
 import logging
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +29,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from causal_diffusion.checkpoint.paths import remove_tree
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
-from causal_diffusion.data.record_shards import Shard, damage_of, shard_name, write_json, write_shard
-from causal_diffusion.errors import UserError
+from causal_diffusion.data.record_shards import Shard, damage_of, read_json, shard_name, write_json, write_shard
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.frames import ROUNDING, take_frames
 from causal_diffusion.ranges import COUNT, COUNT_OR_NONE, check_number
 
@@ -96,7 +95,7 @@ def encode_source(
         files = [shard_name("latents", i, count) for i in range(count)]
         done, complete = _found(out, plan)
         if complete and len(done) == count:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
             return read_meta(out), 0
         work.mkdir(exist_ok=True)
         write_json(work / PLAN, plan, work)
@@ -115,7 +114,7 @@ def encode_source(
         if (body := getattr(source, "body", None)) is not None:
             meta["body"] = body.to_meta()
         write_json(out / META, meta, work)
-        shutil.rmtree(work)
+        remove_tree(work)
     return read_meta(out), made
 
 
@@ -320,7 +319,9 @@ def _found(out, plan) -> tuple[dict, bool]:
 
 def _read_json(path):
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove {path.parent} and start again") from error
 

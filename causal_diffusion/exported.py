@@ -6,10 +6,10 @@
     stream = programs.start(seed=0, label=3)
     block = stream.next()                                # float32 [B, frames of a block, *space, C]
 
-This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone, and of this package four
-modules without the model's code: ``errors``, ``frames``, ``ranges`` and ``seeds``. A folder holds
+This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone, and of this package five
+modules without the model's code: ``errors``, ``file_access``, ``frames``, ``ranges`` and ``seeds``. A folder holds
 
-    stream.json              shapes, names, versions, and the SHA-256 of every other file
+    stream.json              shapes, names, versions, fingerprints, the SHA-256 of every other file and that of itself
     parameters.safetensors   the averaged parameters
     encode_condition.bin     a condition as the network reads it, once per change
     init_state.bin           a stream that has seen its context
@@ -28,6 +28,7 @@ Matrices are multiplied in the dtype that ``model.dtype`` means on the machine t
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -38,11 +39,15 @@ import numpy as np
 from safetensors.numpy import load
 
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.file_access import read_bytes, unsealed
 from causal_diffusion.frames import check_values, take_frames
 from causal_diffusion.ranges import COUNT, check_number
 from causal_diffusion.seeds import random_key
 
-FORMAT = "causal_diffusion stream 1"
+log = logging.getLogger(__name__)
+
+FORMAT = "causal_diffusion stream 2"
+UNSEALED = "causal_diffusion stream 1"  # without a checksum of stream.json; read with a warning
 META = "stream.json"
 PARAMETERS = "parameters.safetensors"
 
@@ -51,14 +56,19 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
     """Reads a folder and compiles its programs for the device at hand.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or not of this format.
+        CheckpointError: a file is missing, damaged, or not of this format. UnreadableError: one cannot be read now.
         UserError: ``flatbuffers`` is missing, the programs are for other platforms, or JAX is too old or too new.
     """
     folder = Path(folder)
     try:
-        meta = json.loads((folder / META).read_bytes())
-        if meta["format"] != FORMAT:
+        meta = json.loads(read_bytes(folder / META))
+        if meta["format"] not in (FORMAT, UNSEALED):
             raise CheckpointError(f"{folder} is {meta['format']!r}, not {FORMAT!r}: export the run again")
+        meta, has_digest = unsealed(meta)
+        if not has_digest:
+            if meta["format"] == FORMAT:
+                raise ValueError("its checksum is missing")
+            log.warning("%s is %r, without a checksum: export the run again", folder / META, UNSEALED)
         files = {name: _intact(folder / name, digest) for name, digest in meta["files"].items()}
         arrays = load(files.pop(PARAMETERS))
     except OSError as error:
@@ -302,7 +312,7 @@ def _array(name, value, shape, batch, dtype=np.float32):
 
 
 def _intact(path, digest) -> bytes:
-    data = path.read_bytes()
+    data = read_bytes(path, None)
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return data

@@ -10,12 +10,13 @@ Line ends of Windows and old Macs become '\\n'. No other character ends a line: 
 import codecs
 import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import read_bytes
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MOST = 2**31  # bytes of a text file
 SHARE = 1 / 3  # of the items of a list: where more of them cannot be used, the list is refused
 
 
@@ -31,7 +32,7 @@ def read_text(path: str | os.PathLike) -> str:
     """The content of a text file, without a byte-order mark.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: it is absent or no file. UnreadableError: it cannot be read now.
         UserError: it is neither UTF-8 nor marked UTF-16; the message names the file and the first such line.
     """
     lines = read_lines(path)
@@ -45,10 +46,10 @@ def read_lines(path: str | os.PathLike) -> list[Line]:
     """The lines of a text file; those that are not UTF-8 say why, and are decoded as Latin-1.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: it is absent or no file. UnreadableError: it cannot be read now.
         UserError: the file as a whole is no text: damaged UTF-16, or zero bytes.
     """
-    data = Path(path).read_bytes()
+    data = read_bytes(path, MOST)
     if data.startswith(_UTF_16):
         try:
             text = data.decode("utf-16")

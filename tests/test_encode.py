@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion import encode
+from causal_diffusion.data.record_shards import read_json
 from causal_diffusion.encode import encode_source, padded_length
 from causal_diffusion.errors import UserError
 from tests.data.encoded import contents, records
@@ -44,7 +45,7 @@ def refusal(out, *arguments, **options):
 
 def test_records_and_meta_tell_all(tmp_path):
     meta, made = run(tmp_path)
-    assert made == 3 and json.loads((tmp_path / "meta.json").read_text()) == meta
+    assert made == 3 and read_json(tmp_path / "meta.json") == meta
     assert sorted(contents(tmp_path)) == [*(f"latents-0000{i}-of-00003.array_record" for i in range(3)), "meta.json"]
     _, clips = records(tmp_path)
     whole = Whole(LENGTHS)

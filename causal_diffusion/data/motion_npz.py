@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import open_file, retried
 from causal_diffusion.motion import joints
 from causal_diffusion.text_files import check_share
 
@@ -46,13 +47,20 @@ def read_file(path: Path) -> tuple[list[Clip], Skeletal]:
 
     Raises:
         UserError: it is no such file, or more than ``text_files.SHARE`` of its clips are not finite.
+        UnreadableError: it cannot be read now.
     """
-    try:
-        with open(path, "rb") as file:
+
+    def read():
+        with open_file(path) as file:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile("it is no npz archive")
             with np.load(file, allow_pickle=False) as archive:
-                data = {key: archive[key] for key in archive.files}
+                return {key: archive[key] for key in archive.files}
+
+    try:
+        data = retried(path, read)
+    except UnreadableError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None

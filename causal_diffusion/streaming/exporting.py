@@ -1,6 +1,5 @@
 """Writes the programs of a stream, for ``causal_diffusion.exported`` to read without the model's code."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from causal_diffusion.checkpoint.weights_file import write_weights
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.exported import FORMAT, META, PARAMETERS, check_flatbuffers, platform_of_device
+from causal_diffusion.file_access import sealed, size_and_sha256
 from causal_diffusion.ranges import SIZE, SIZE_OR_NONE, check_number
 from causal_diffusion.recipe import null_condition
 from causal_diffusion.streaming.pipeline import Pipeline
@@ -57,10 +57,10 @@ def export_stream(
     files = [PARAMETERS, *(f"{name}.bin" for name in programs)]
     facts |= dict(
         format=FORMAT, jax=jax.__version__, platforms=platforms, parameters=names,
-        config=json.loads(to_json(pipeline.config)),
-        files={name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
+        fingerprints=pipeline.maker.fingerprints(batch), config=json.loads(to_json(pipeline.config)),
+        files={name: size_and_sha256(out / name)[1] for name in files},
     )  # fmt: skip
-    write_whole(out / META, json.dumps(facts, indent=1).encode())
+    write_whole(out / META, json.dumps(sealed(facts), indent=1).encode())
     numbers = sum(np.size(array) for array in arrays.values())
     return (f"{out}: {', '.join(programs)} for {', '.join(platforms)}, batch {batch}, {context} frames of context; "
             f"{numbers:,} parameters")

@@ -12,12 +12,14 @@ import numpy as np
 
 from causal_diffusion.autoencoder import FOLDER, check_sizes, fingerprint, load_vae
 from causal_diffusion.checkpoint import beside, folder_of, load_tree, read_ema, read_meta
+from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.file_access import is_dir
 from causal_diffusion.motion.body import Body
 from causal_diffusion.nn.layers import join_projections, split_projections, unstack_layers
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
-from causal_diffusion.nn.text.encoder import open_text_encoder
+from causal_diffusion.nn.text.encoder import check_encoder, open_text_encoder
 from causal_diffusion.nn.vae import Codec
 from causal_diffusion.ranges import COUNT, SIZE, WEIGHT, check_number, is_number
 from causal_diffusion.recipe import build, null_condition
@@ -34,6 +36,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.maker import Maker, WeightsOrigin
 from causal_diffusion.streaming.output import Output
 from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put, put_params, say_if_whole
 from causal_diffusion.streaming.programs import Programs
@@ -92,6 +95,15 @@ class Pipeline:
     def params(self, params):
         # Over `tensor` heads are dealt out, those of q, k and v alike; side by side they would not be.
         self.weights = join_projections(params) if self.mesh is None else params
+        self._origin = WeightsOrigin(self.weights)
+
+    @property
+    def maker(self) -> Maker:
+        """What the frames of its streams depend on beside config and seed."""
+        rollout, recipe = self.rollout, self.recipe
+        frames = rollout.in_flight * rollout.block + recipe.layout.knot
+        return Maker(self._origin, self.text, self.codec, rollout.loss, rollout.loss_scale,
+                     (frames, *recipe.frame_shape))  # fmt: skip
 
     @classmethod
     def from_checkpoint(cls, path, *, step: int | None = None, overrides=(), mesh=None) -> "Pipeline":
@@ -121,6 +133,7 @@ class Pipeline:
         ema = read_ema(folder, recipe.init_params, step, placing(mesh))
         codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
         text = open_text_encoder(config.text, beside(folder, TEXT)) if config.text.encoder != "none" else None
+        check_encoder(folder, meta, text)
         return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")), mesh=mesh)
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
@@ -262,7 +275,9 @@ class Pipeline:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
 
         Raises:
-            CheckpointError: a damaged file, or the stream of another system (the first differing key is named).
+            CheckpointError: a damaged file, or the stream of another system: the first differing key is named, or
+                whether weights, word list, text encoder, VAE or steering loss are others.
+            UnreadableError: the file cannot be read now.
         """
         _, meta = load_tree(path, None)
         identity, _ = differences(freeze(meta["config"]), self.config)
@@ -270,6 +285,7 @@ class Pipeline:
         for key, (old, new) in (identity | sampling).items():
             raise CheckpointError(f"{path} was saved with {key} = {old!r}; this pipeline has {new!r}")
         batch, model = meta["batch"], self.recipe.model.config
+        check_same(path, meta.get("fingerprints"), self.maker.fingerprints(batch), "try the pipeline that saved it")
         condition = jax.eval_shape(lambda: null_condition(model, batch))
         if meta["text"] is not None:
             shape, ids = (batch, 1, meta["text"]), model.vocabulary
@@ -316,7 +332,7 @@ def _shapes(key):
 def _codec(folder, config, made_with):
     """The autoencoder beside the checkpoints, or where the config says it is."""
     kept = beside(folder, FOLDER)
-    where = kept if kept.is_dir() else config.vae.checkpoint
+    where = kept if is_dir(kept) else config.vae.checkpoint
     vae, params = load_vae(where)
     check_sizes(vae, config.vae, where)
     if fingerprint(vae, params) != made_with["fingerprint"]:

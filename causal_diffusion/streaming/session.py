@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.checkpoint import save_tree
+from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
@@ -32,6 +33,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.maker import Maker
 from causal_diffusion.streaming.output import Output, begin_output
 from causal_diffusion.streaming.placement import put
 from causal_diffusion.streaming.state import Action, Observed, State, as_made
@@ -50,6 +52,7 @@ class Mark(NamedTuple):
     observed: np.ndarray | None = None  # known values of blocks to come
     decoder: Any = None  # what the decoder of latents remembers; None before its first block
     ahead: Output | None = None  # the block that was begun and not yet returned, of a session that is ahead
+    maker: Maker | None = None  # what made it, of a mark that a user holds
 
 
 class Session(Iterator):
@@ -207,10 +210,18 @@ class Session(Iterator):
 
     def mark(self) -> Mark:
         """A copy of this moment."""
-        return self._mark._replace(state=copy_tree(self._mark.state))
+        return self._mark._replace(state=copy_tree(self._mark.state), maker=self.pipeline.maker)
 
     def rewind(self, mark: Mark) -> None:
-        """Back to a mark of this stream; the mark stays good."""
+        """Back to a mark of this stream; the mark stays good.
+
+        Raises:
+            CheckpointError: the mark was made with other weights, another VAE, text encoder or steering loss (named).
+        """
+        maker, batch = self.pipeline.maker, len(mark.frame)
+        if mark.maker is not None and not maker.is_same(mark.maker):
+            check_same("the mark", mark.maker.fingerprints(batch), maker.fingerprints(batch),
+                       "try a mark of this stream")  # fmt: skip
         self._mark = mark._replace(state=copy_tree(mark.state))
 
     def fork(self) -> "Session":
@@ -269,6 +280,8 @@ class Session(Iterator):
             arrays["ahead"] = mark.ahead.fetch(Watch())
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
+            "schema": 2,
+            "fingerprints": self.pipeline.maker.fingerprints(self.batch),
             "config": json.loads(to_json(self.pipeline.recipe.config)),
             "seed": self.seed,
             "batch": self.batch,

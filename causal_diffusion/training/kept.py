@@ -27,9 +27,16 @@ def checked(source, config, frames: int | None = None) -> Checked:
     return Checked(source, config.data, classes=classes, vocabulary=vocabulary, frames=frames)
 
 
-def meta_of(config, body=None) -> dict:
-    """The meta that every checkpoint has: config, versions, and what frames of motion mean."""
+def meta_of(config, body=None, fingerprints: dict | None = None) -> dict:
+    """The meta that every checkpoint has: config, versions, fingerprints, and what frames of motion mean.
+
+    Args:
+        fingerprints: of what the run reads beside its data, see ``checkpoint.fingerprints``. The weights are covered by
+            the checksums of the checkpoint itself.
+    """
     meta = {
+        "schema": 2,
+        "fingerprints": fingerprints or {},
         "config": json.loads(configs.to_json(config)),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
