@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.data.config import held_out_count
 from causal_diffusion.data.motion_clips import PATTERNS, UNIT
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion import bvh, bvh_conventions
 from causal_diffusion.motion.as_humanml3d import as_humanml3d
 from causal_diffusion.motion.bvh_conventions import AXES, SAMPLE
@@ -116,6 +116,8 @@ def import_folder(
             first = target or _Target.of(motion, wanted, fps)
             clips[names[path]] = first.fit(motion)
             target = first
+        except UnreadableError:
+            raise
         except UserError as error:
             why = str(error) if str(path) in str(error) else f"{path}: {error}"
             if strict or isinstance(error, _WrongName):
@@ -157,6 +159,8 @@ def _conventions(paths, up, scale, positions, progress):
     for path in tqdm(paths, desc="conventions", unit="file", dynamic_ncols=True, disable=not progress):
         try:
             said.append((path, bvh_conventions.evidence(parse(path, sample=SAMPLE))))
+        except UnreadableError:
+            raise
         except UserError:
             pass  # it is left out, with the reason, when it is read as a whole
     decided = bvh_conventions.decide([evidence for _, evidence in said], up, scale, positions)
@@ -233,6 +237,8 @@ def _captions(folder, path, names) -> dict[str, list[str]]:
         return {}
     try:
         lines = [line for line in read_lines(path) if line.text.strip()]
+    except UnreadableError:
+        raise
     except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}): a file of captions would do") from None
     said, missing, wrong = {}, [], []

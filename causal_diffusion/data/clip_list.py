@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from causal_diffusion.data.array_file import read_array
 from causal_diffusion.errors import UserError
 from causal_diffusion.text_files import check_share, read_lines, read_text
 
@@ -105,9 +106,7 @@ def read_actions(folder: Path, clip: Clip, frames: int, action_dim: int) -> np.n
 
 def _read_table(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
-        table = np.load(path, allow_pickle=False)
-        if table.dtype.kind not in "fiub":
-            raise ValueError(f"its dtype is {table.dtype}")
+        table = read_array(path)
     else:
         rows = csv.reader(io.StringIO(read_text(path)))
         table = np.array([[float(cell) for cell in row] for row in rows if row])

@@ -40,7 +40,7 @@ from causal_diffusion.data.motion_folder import (
     read_scale,
     report,
 )
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion import humanml
 from causal_diffusion.motion.body import Body
 from causal_diffusion.motion.skeleton import HUMANML3D
@@ -113,6 +113,8 @@ def _read(listed: Path, vectors: Path, texts: Path, total: int, channels: int, l
             continue
         try:
             captions, wrong_here = usable_captions(text)
+        except UnreadableError:
+            raise
         except UserError as error:
             refused.append(Refused("captions", str(error)))
             continue

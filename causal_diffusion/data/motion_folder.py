@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from causal_diffusion.data.array_file import read_array
 from causal_diffusion.data.captions import Caption
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.motion_clips import UNIT, count_windows, padded
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion.body import Body
 from causal_diffusion.text_files import check_share, read_lines
 
@@ -241,6 +242,8 @@ def read_numbers(path: Path, total: int, channels: int) -> np.ndarray | Refused:
         return Refused("missing", f"{path.name} is not in {path.parent.name}/")
     try:
         array = _load(path)
+    except UnreadableError:
+        raise
     except UserError as error:
         return Refused("damaged", str(error))
     if array.ndim != 2 or array.shape[1] != total:
@@ -275,6 +278,8 @@ def read_list(path: Path) -> list[str]:
     """Names, one a line, without empty lines and repetitions; lines that are not text are left out with a warning."""
     try:
         lines = read_lines(path)
+    except UnreadableError:
+        raise
     except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read ({error}): it is a list of names, one a line") from None
     wrong = [f"line {line.number} {line.wrong}" for line in lines if line.wrong]
@@ -286,10 +291,9 @@ def read_list(path: Path) -> list[str]:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError("it is no array of numbers")
+        return read_array(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None
-    return array

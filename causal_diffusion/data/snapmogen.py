@@ -33,7 +33,7 @@ from causal_diffusion.data.motion_folder import (
     read_scale,
     report,
 )
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.text_files import check_share, read_json
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ def _read_captions(path: Path) -> dict[str, tuple[Caption, ...]]:
     """Of every clip that has one at least; what is no entry is left out with a warning."""
     try:
         content = read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): replace it") from None
     if not isinstance(content, dict):

@@ -12,7 +12,7 @@ HumanML3D's joints are understood; if all that HumanML3D's body needs are there,
 import json
 from pathlib import Path
 
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion.as_humanml3d import NEEDED, as_humanml3d
 from causal_diffusion.motion.retarget import select
 from causal_diffusion.motion.skeleton import HUMANML3D, Motion
@@ -34,6 +34,8 @@ def read_joint_map(path: Path) -> dict[str, str]:
             numbered = [(i, line.split("#")[0].strip()) for i, line in enumerate(text.split("\n"), 1)]
             pairs = [tuple(part.strip() for part in line.split("=", 1)) for _, line in numbered if line]
             lines = [f"line {i}" for i, line in numbered if line]
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): lines such as 'left_hip = Bip01 L Thigh' would do") from None
     known = {}
