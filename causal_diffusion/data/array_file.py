@@ -21,7 +21,7 @@ def read_array(path: Path) -> np.ndarray:
 
     array = retried(path, read)
     if not isinstance(array, np.ndarray):
-        raise ValueError("it is an archive, not an array")
+        raise ValueError("it is no array of numbers")
     if array.dtype.kind not in "fiub":
         raise ValueError(f"its dtype is {array.dtype}")
     return array
