@@ -8,7 +8,6 @@ autoencoder that made them, so data sets of latents and transformers trained on 
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from causal_diffusion.checkpoint import Checkpoints, folder_of, read_ema, read_meta
+from causal_diffusion.checkpoint.fingerprints import of_tree
 from causal_diffusion.compatibility.autoencoder import check_autoencoder
 from causal_diffusion.config import Config, differences, freeze, to_json
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.file_access import is_dir
 from causal_diffusion.nn.discriminator import Discriminator
 from causal_diffusion.nn.vae import VAE, VAEConfig
 
@@ -125,14 +125,8 @@ def check_sizes(vae: VAE, stated: VAEConfig, where) -> None:
 
 def fingerprint(vae: VAE, params) -> str:
     """A digest of an autoencoder: its sizes and every number in it, but not the statistics of its latents."""
-    digest = hashlib.sha256()
     sizes = {"form": vae.config.form} | dataclasses.asdict(vae.config.sizes)
-    digest.update(json.dumps(sizes, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return of_tree(params, json.dumps(sizes, sort_keys=True).encode())
 
 
 def _with_statistics(vae, meta):
@@ -141,6 +135,6 @@ def _with_statistics(vae, meta):
 
 
 def _folder_of(path):
-    if (path / FOLDER).is_dir():
+    if is_dir(path / FOLDER):
         return path / FOLDER
     return folder_of(path)

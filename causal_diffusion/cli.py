@@ -17,6 +17,7 @@ from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
 from causal_diffusion.parallel import distributed
 from causal_diffusion.parallel.cluster import KINDS, PORT, ClusterConfig
+from causal_diffusion.ranges import POSITIVE, check_number
 
 LAST_WORDS = 3.0  # seconds that process 0, which the others lean on, leaves them to say why they end
 
@@ -82,6 +83,7 @@ def train_options(arguments=None):
     config = freeze(load_config(options.config, overrides))
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
+    check_number("--start_timeout", options.start_timeout, POSITIVE, default=300.0, kind=float, error=UserError)
     cluster = ClusterConfig(
         options.cluster, options.coordinator, options.processes, options.process, options.start_timeout
     )

@@ -12,6 +12,7 @@ Keys are *identity* (part of what a checkpoint is) or *elastic* (free to change 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -36,6 +37,7 @@ from causal_diffusion.nn.text.config import TextConfig
 from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.nn.vae import VAEConfig
 from causal_diffusion.parallel.mesh import MeshConfig
+from causal_diffusion.ranges import SEED, check_number
 from causal_diffusion.run_config import EvaluateConfig, LogConfig, ReconstructionConfig, StreamConfig, TrainConfig
 
 
@@ -71,6 +73,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        check_number("seed", self.seed, SEED)
         if self.trains not in ("transformer", "vae", "motion_text"):
             raise ValueError(f"trains is {self.trains!r}; it is 'transformer', 'vae' or 'motion_text'")
 
@@ -256,7 +259,8 @@ def _cast(key, value, kind):
         if isinstance(value, (tuple, list)):
             return tuple(_cast(key, item, element) for item in value)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer beyond every float
+            return float(value)
     elif type(value) is kind:
         return value
     name = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)

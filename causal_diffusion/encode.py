@@ -20,10 +20,8 @@ rounding. Longer ones than --piece latents are streamed, in constant memory.
 
 import dataclasses
 import fcntl
-import json
 import logging
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +29,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from causal_diffusion.checkpoint.paths import remove_tree
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
-from causal_diffusion.data.record_shards import Shard, damage_of, shard_name, write_json, write_shard
-from causal_diffusion.errors import UserError
+from causal_diffusion.data.record_shards import Shard, damage_of, read_json, shard_name, write_json, write_shard
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.frames import ROUNDING, take_frames
+from causal_diffusion.ranges import COUNT, COUNT_OR_NONE, check_number
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def encode_source(
         files = [shard_name("latents", i, count) for i in range(count)]
         done, complete = _found(out, plan)
         if complete and len(done) == count:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
             return read_meta(out), 0
         work.mkdir(exist_ok=True)
         write_json(work / PLAN, plan, work)
@@ -113,7 +114,7 @@ def encode_source(
         if (body := getattr(source, "body", None)) is not None:
             meta["body"] = body.to_meta()
         write_json(out / META, meta, work)
-        shutil.rmtree(work)
+        remove_tree(work)
     return read_meta(out), made
 
 
@@ -125,6 +126,7 @@ class _Clips:
             raise UserError(f"--whole is set, and {type(source).__name__} has no whole clips: leave it out")
         self._source, self._whole = source, whole
         there = source.clips if whole else len(source)
+        check_number("--clips", clips, COUNT_OR_NONE, error=UserError)
         if clips > there:
             raise UserError(f"--clips is {clips} and the data have {there}: --clips={there} would do, or leave it out")
         if not clips and there > ENDLESS:
@@ -156,9 +158,7 @@ class _Clips:
             geometry.latent_shape(video.shape)
         except UserError as error:
             raise UserError(f"{where} does not fit the VAE: {error}") from None
-        finite = np.isfinite(video).reshape(len(video), -1).all(axis=1)
-        if not finite.all():
-            raise UserError(f"{where} has a value that is not finite, in frame {int(np.argmin(finite))}")
+        element["video"] = take_frames(where, video, pictures=geometry.pictures, tolerance=ROUNDING)
         if self._captions is not None:
             element["caption"] = self._captions[i]
         return element | {"name": self.name(i)}
@@ -175,7 +175,7 @@ def _encode_span(vae, params, reader, span, plan, bar) -> list[dict]:
         video = np.zeros((rows, geometry.frames(length), *shape), np.float32)
         for row, (i, _) in enumerate(group):
             clip = records[i].pop("video")
-            video[row, : len(clip)] = clip if clip.dtype != np.uint8 else np.float32(clip) / 127.5 - 1.0
+            video[row, : len(clip)] = clip
         streamed = plan["piece"] if 0 < plan["piece"] < length else 0
         latents = np.asarray(vae.encode(params, video, piece=streamed))
         for row, (i, own) in enumerate(group):
@@ -319,7 +319,9 @@ def _found(out, plan) -> tuple[dict, bool]:
 
 def _read_json(path):
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove {path.parent} and start again") from error
 
@@ -345,9 +347,8 @@ def _alone(out):
 
 
 def _check_options(plan):
-    for key, least in {"shard_clips": 1, "batch": 1, "piece": 0}.items():
-        if plan[key] < least:
-            raise UserError(f"--{key} is {plan[key]}: it is at least {least}")
+    for key, allowed in {"shard_clips": COUNT, "batch": COUNT, "piece": COUNT_OR_NONE}.items():
+        check_number(f"--{key}", plan[key], allowed, error=UserError)
     if plan["dtype"] not in DTYPES:
         raise UserError(f"--dtype is {plan['dtype']}: it is one of {', '.join(DTYPES)}")
 

@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class UnreadableError(CheckpointError):
+    """A file is there and cannot be read now, for a reason that says nothing about its content (``file_access``)."""

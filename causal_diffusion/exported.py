@@ -6,9 +6,10 @@
     stream = programs.start(seed=0, label=3)
     block = stream.next()                                # float32 [B, frames of a block, *space, C]
 
-This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone. A folder holds
+This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone, and of this package five
+modules without the model's code: ``errors``, ``file_access``, ``frames``, ``ranges`` and ``seeds``. A folder holds
 
-    stream.json              shapes, names, versions, and the SHA-256 of every other file
+    stream.json              shapes, names, versions, fingerprints, the SHA-256 of every other file and that of itself
     parameters.safetensors   the averaged parameters
     encode_condition.bin     a condition as the network reads it, once per change
     init_state.bin           a stream that has seen its context
@@ -27,6 +28,7 @@ Matrices are multiplied in the dtype that ``model.dtype`` means on the machine t
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -37,8 +39,15 @@ import numpy as np
 from safetensors.numpy import load
 
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.file_access import read_bytes, unsealed
+from causal_diffusion.frames import check_values, take_frames
+from causal_diffusion.ranges import COUNT, check_number
+from causal_diffusion.seeds import random_key
 
-FORMAT = "causal_diffusion stream 1"
+log = logging.getLogger(__name__)
+
+FORMAT = "causal_diffusion stream 2"
+UNSEALED = "causal_diffusion stream 1"  # without a checksum of stream.json; read with a warning
 META = "stream.json"
 PARAMETERS = "parameters.safetensors"
 
@@ -47,14 +56,19 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
     """Reads a folder and compiles its programs for the device at hand.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or not of this format.
+        CheckpointError: a file is missing, damaged, or not of this format. UnreadableError: one cannot be read now.
         UserError: ``flatbuffers`` is missing, the programs are for other platforms, or JAX is too old or too new.
     """
     folder = Path(folder)
     try:
-        meta = json.loads((folder / META).read_bytes())
-        if meta["format"] != FORMAT:
+        meta = json.loads(read_bytes(folder / META))
+        if meta["format"] not in (FORMAT, UNSEALED):
             raise CheckpointError(f"{folder} is {meta['format']!r}, not {FORMAT!r}: export the run again")
+        meta, has_digest = unsealed(meta)
+        if not has_digest:
+            if meta["format"] == FORMAT:
+                raise ValueError("its checksum is missing")
+            log.warning("%s is %r, without a checksum: export the run again", folder / META, UNSEALED)
         files = {name: _intact(folder / name, digest) for name, digest in meta["files"].items()}
         arrays = load(files.pop(PARAMETERS))
     except OSError as error:
@@ -109,7 +123,8 @@ class Programs:
         B, shape, given = meta["batch"], tuple(meta["frame_shape"]), meta["context"]
         if (context is None) != (given == 0):
             raise UserError(f"this folder is of streams with {given} frames of context: give {given or 'none'}")
-        frames = _array("context", np.zeros((0, *shape)) if context is None else context, (given, *shape), B)
+        context = np.zeros((0, *shape)) if context is None else context
+        frames = self._frames("context", context, (given, *shape))
         if meta["reference"] and reference is None and not given:
             raise UserError("this system needs a reference frame, or a context whose first frame is taken")
         if reference is None and meta["reference"]:
@@ -118,9 +133,16 @@ class Programs:
         stream._begin(
             seed, dict(label=label, text=text, text_mask=text_mask), frames,
             _array("context_action", context_action, (given, meta["action"]), B),
-            _array("reference", reference, shape, B), action, observed,
+            self._frames("reference", reference, shape), action, observed,
         )  # fmt: skip
         return stream
+
+    def _frames(self, name, value, shape, unknown=False):
+        """Frames as [B, *shape] (``causal_diffusion.frames``); None stays None."""
+        if value is None:
+            return None
+        pictures = self.meta.get("pictures", False)  # folders of earlier versions do not say
+        return _array(name, take_frames(name, value, pictures=pictures, unknown=unknown), shape, self.meta["batch"])
 
 
 class Stream:
@@ -150,8 +172,7 @@ class Stream:
     def take(self, blocks: int, action=None, observed=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks ``emit``, *space, C]: the same bits as that many calls of ``next``."""
         meta, out, void = self._meta, [], self._void
-        if blocks < 1:
-            raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
+        blocks = check_number("blocks", blocks, COUNT, error=UserError)
         self._queue(action, observed)
         while blocks > 0:
             name, until = self._now()
@@ -167,10 +188,14 @@ class Stream:
     def update(self, **condition) -> None:
         """Another ``label``, ``text`` or ``text_mask`` for blocks that enter from now on; what is left out stays."""
         given = {name: value for name, value in condition.items() if value is not None}
-        if "text" in given and "text_mask" not in given:
-            self._condition["text_mask"] = None
-        self._condition |= given
-        self._encoded = self._programs("encode_condition", self._parsed())
+        if "text" in given:
+            given = {"text_mask": None} | given
+        self._encode(self._condition | given)
+
+    def _encode(self, condition):
+        """Takes a condition over; one that is refused leaves the stream as it is."""
+        self._encoded = self._programs("encode_condition", self._parsed(condition))
+        self._condition = condition
 
     def _now(self):
         """(the program that advances the stream now, the step before which another one does)."""
@@ -180,9 +205,8 @@ class Stream:
 
     def _begin(self, seed, condition, context, context_action, reference, action, observed):
         meta, B = self._meta, self._meta["batch"]
-        self._condition = condition
-        self._encoded = self._programs("encode_condition", self._parsed())
-        key = jax.random.key(seed, impl=meta["keys"])
+        self._encode(condition)
+        key = random_key(seed, impl=meta["keys"])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(B))
         self._queue(action, observed)
         ramp = self._entering(meta["waiting"], self._void) if meta["waiting"] else []
@@ -194,17 +218,18 @@ class Stream:
         given = [*([] if reference is None else [reference]), context, *past, *ramp]
         self._state = self._programs("init_state", [jax.random.key_data(keys)], self._encoded, given)
 
-    def _parsed(self):
+    def _parsed(self, condition):
         """[label [B, 1]], then [text [B, 1, M, ...], mask [B, 1, M]], as far as the system takes them."""
         meta, B, out = self._meta, self._meta["batch"], []
-        given = {name for name, value in self._condition.items() if value is not None}
-        label, text, mask = (self._condition.get(name) for name in ("label", "text", "text_mask"))
+        given = {name for name, value in condition.items() if value is not None}
+        label, text, mask = (condition.get(name) for name in ("label", "text", "text_mask"))
         takes = ["label"] * bool(meta["classes"]) + ["text", "text_mask"] * bool(meta["text"])
         if given - set(takes):
             raise UserError(f"this model takes no {min(given - set(takes))!r}; it takes {', '.join(takes) or 'none'}")
         if meta["classes"]:
             label = np.asarray(-1 if label is None else label)
-            if label.size not in (1, B) or label.min() < -1 or label.max() >= meta["classes"]:
+            integers = label.dtype.kind in "iu"
+            if not integers or label.size not in (1, B) or label.min() < -1 or label.max() >= meta["classes"]:
                 most = meta["classes"] - 1
                 raise UserError(f"label is {label.tolist()}; it is -1 .. {most}, one or one for each of {B} samples")
             out.append(np.broadcast_to(label.astype(np.int32).reshape(-1, 1), (B, 1)))
@@ -212,7 +237,12 @@ class Stream:
             tokens = tuple(meta["text"])  # [M] of ids, or [M, E]
             ids = len(tokens) == 1
             none = text is None
-            text = _array("text", np.zeros(tokens) if none else text, tokens, B, np.int32 if ids else np.float32)
+            text = np.zeros(tokens, np.int32 if ids else np.float32) if none else np.asarray(text)
+            words = meta["config"]["model"]["vocabulary"]
+            if ids and (text.dtype.kind not in "iu" or text.min() < 0 or text.max() >= words):
+                raise UserError(f"text has {text.min()} .. {text.max()} ({text.dtype}); ids of words are integers in "
+                                f"0 .. {words - 1}")  # fmt: skip
+            text = _array("text", text, tokens, B, np.int32 if ids else np.float32)
             if mask is None:
                 mask = np.arange(tokens[0]) == 0 if none else text != 0 if ids else np.ones(tokens[0], bool)
             out += [text[:, None], _array("text_mask", mask, tokens[:1], B, np.bool_)[:, None]]
@@ -228,8 +258,9 @@ class Stream:
             action = action[None] if action.ndim == 1 else action
             self._actions = _array("action", action, (action.shape[-2], meta["action"]), B)
         if observed is not None:
-            frames, shape = np.shape(observed)[-1 - len(meta["frame_shape"])], meta["frame_shape"]
-            self._observed = _array("observed", observed, (frames, *shape), B)
+            shape = meta["frame_shape"]
+            frames = np.shape(observed)[-1 - len(shape)] if np.ndim(observed) > len(shape) else 1
+            self._observed = self._programs._frames("observed", observed, (frames, *shape), unknown=True)
 
     def _entering(self, frames, void):
         """[action, given], then [observed, given], each [B, frames, ...]; the first ``void`` frames have none."""
@@ -273,11 +304,15 @@ def _array(name, value, shape, batch, dtype=np.float32):
     value = np.asarray(value)
     if value.shape not in (tuple(shape), (batch, *shape)):
         raise UserError(f"{name} is {list(value.shape)}; it is {list(shape)} or {[batch, *shape]}")
+    if dtype == np.float32:
+        if value.dtype.kind not in "iufV":  # bfloat16 is of kind V
+            raise UserError(f"{name} is {value.dtype}; it is an array of numbers")
+        check_values(name, value, pictures=False, unknown=name == "observed")
     return np.ascontiguousarray(np.broadcast_to(value, (batch, *shape)), dtype)
 
 
 def _intact(path, digest) -> bytes:
-    data = path.read_bytes()
+    data = read_bytes(path, None)
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return data

@@ -29,6 +29,7 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion.skeleton import of
+from causal_diffusion.ranges import SEED, Range, check_number
 from causal_diffusion.render import live
 from causal_diffusion.render.live import three
 
@@ -274,8 +275,8 @@ def application(make: Callable[[], Stream], *, prompt: str = PROMPT, ahead: floa
     """
     if web is None:
         raise UserError("the live page needs aiohttp: pip install 'causal_diffusion[live]'")
-    if not LEAST_AHEAD <= ahead < 3600 or tabs < 1:
-        raise UserError(f"ahead is {ahead:g} and tabs {tabs}: {LEAST_AHEAD} s and 1 are the least, {AHEAD} and 4 do")
+    check_number("ahead", ahead, Range(LEAST_AHEAD, 3_600), default=AHEAD, kind=float, error=UserError)
+    check_number("tabs", tabs, Range(1, 1_000), default=4, error=UserError)
     prompt, _ = clean_prompt(prompt)
     bodies = {name: ((live.PAGE / name).read_bytes(), kind) for name, kind in live.FILES.items()}
     bodies |= {name: ((three_folder / name).read_bytes(), "text/javascript") for name in three.FILES}
@@ -351,8 +352,8 @@ def main(arguments=None) -> None:
     parser.add_argument("--step", type=int, help="a certain checkpoint instead of the newest")
     parser.add_argument("--three", help="folder of three.js (build of the npm package 'three')")
     options, overrides = parse_options(parser, arguments)
-    if not 0 <= options.port < 65536:
-        raise UserError(f"--port is {options.port}: 8000 would do")
+    check_number("--port", options.port, Range(0, 2**16 - 1), default=8000, error=UserError)
+    check_number("--seed", options.seed, SEED, default=0, error=UserError)
     folder, seeds = three.find_three(options.three), itertools.count(options.seed)
 
     def make():

@@ -7,12 +7,19 @@
     recordings/captions.jsonl    one body, one rate    motion/motion_test.npz
 
 All clips get the joints of the first file (--joints=all), some of them (--joints=Hips,Spine,...), or the 22 joints of
-HumanML3D (--joints=humanml3d), to which files that name joints in their own ways can be brought. Bones get the lengths
-that they have in the first file, and the lowest joint of each clip is put on the floor. A tenth of the files, always
-the same, is held out.
+HumanML3D (--joints=humanml3d), to which files that name joints in their own ways can be brought. Names that are not
+understood are mapped by a file (--joints=names.txt, ``motion.joint_map``). Bones get the lengths that they have in the
+first file, and the lowest joint of each clip is put on the floor. A tenth of the files, always the same, is held out.
+
+Vertical axis, unit and meaning of position channels are decided once for all files of one skeleton, from the evidence
+of the whole folder (``motion.bvh_conventions``), and printed. --up, --unit and --positions state them instead.
+
+A file that cannot be read, or that is no body a human can have (``motion.plausible``), is left out by name. With no
+file left there is no output and the exit code is 2.
 
 A line of captions.jsonl is {"file": "takes/walk.bvh", "caption": "a person walks"}; a file with several lines is there
-once for each. Where nothing is said of a file, its caption is the words of its name.
+once for each. Where nothing is said of a file, its caption is the words of its name. Lines that cannot be used are left
+out with a warning; more than a third of them are refused.
 """
 
 import json
@@ -28,14 +35,19 @@ from tqdm.auto import tqdm
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.data.config import held_out_count
 from causal_diffusion.data.motion_clips import PATTERNS, UNIT
-from causal_diffusion.errors import UserError
-from causal_diffusion.motion import bvh
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.motion import bvh, bvh_conventions
 from causal_diffusion.motion.as_humanml3d import as_humanml3d
+from causal_diffusion.motion.bvh_conventions import AXES, SAMPLE
+from causal_diffusion.motion.bvh_text import POSITIONS, parse
 from causal_diffusion.motion.humanml import essential_width
+from causal_diffusion.motion.joint_map import mapped_clip, read_joint_map
 from causal_diffusion.motion.joints import world
+from causal_diffusion.motion.plausible import check_body, check_clip
 from causal_diffusion.motion.resample import resample
 from causal_diffusion.motion.retarget import retarget, select
-from causal_diffusion.motion.skeleton import HUMANML3D, Motion, Skeleton
+from causal_diffusion.motion.skeleton import HUMANML3D, Motion, Skeleton, UnknownRole
+from causal_diffusion.text_files import check_share, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +64,22 @@ class Imported(NamedTuple):
     test: int
     skeleton: Skeleton
     left_out: list[str]
+    conventions: list[str]  # how files were read, one entry per way
 
 
 def import_folder(
     folder, out, *, captions=None, joints: str = "all", fps: float = 20.0, holdout: float = 0.1,
-    up: str | None = None, scale: float | None = None, strict: bool = False, progress: bool = True,
+    up: str | None = None, scale: float | None = None, unit: str | None = None, positions: str | None = None,
+    strict: bool = False, progress: bool = True,
 ) -> Imported:  # fmt: skip
     """Reads every BVH file below ``folder`` and writes the clips into the folder ``out``.
 
     Args:
         captions: file of captions; None: captions.jsonl in ``folder``, if it is there.
-        joints: 'all', 'humanml3d', or names parted by commas, parents first.
+        joints: 'all', 'humanml3d', names parted by commas, parents first, or a file of names (``motion.joint_map``).
         fps: frames per second of the clips.
         holdout: share of the files that is held out.
-        up, scale: vertical axis and metres per unit of the files (``motion.bvh.read``); None: found, file by file.
+        up, scale, unit, positions: conventions of the files (``motion.bvh.read``); None: decided for the folder.
         strict: a file that cannot be used is an error, and not left out with a warning.
         progress: shows a bar.
 
@@ -75,10 +89,13 @@ def import_folder(
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     for key, value, good, would_do in (
         ("fps", fps, 0 < fps < np.inf, 20), ("holdout", holdout, 0 <= holdout < 1, 0.1),
-        ("scale", scale, scale is None or 0 < scale < np.inf, 0.01), ("up", up, up in (None, "y", "z"), "z"),
+        ("scale", scale, scale is None or 0 < scale < np.inf, 0.01), ("up", up, up in (None, *AXES), "z"),
     ):  # fmt: skip
         if not good:
             raise UserError(f"--{key} is {value}: --{key}={would_do} would do")
+    bvh_conventions.check(up, positions, "--")
+    scale = bvh_conventions.metres(unit, scale, "--")
+    wanted = _wanted_joints(joints)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name the one that holds the BVH files")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".bvh")
@@ -89,12 +106,18 @@ def import_folder(
     others = [p.name for pattern in PATTERNS.values() for p in out.glob(pattern) if p.name not in FILES.values()]
     if others:
         raise UserError(f"{out} holds other clips, {others[0]}: choose another folder, or remove them")
+    conventions, shown = _conventions(paths, up, scale, positions, progress)
     target, clips, left_out = None, {}, []
     for path in tqdm(paths, unit="file", dynamic_ncols=True, disable=not progress):
         try:
-            motion = bvh.read(path, up, scale)
-            target = target or _Target.of(motion, joints, fps)
-            clips[names[path]] = target.fit(motion)
+            recording = parse(path)
+            motion = bvh.to_motion(recording, conventions[path])
+            check_body(motion)
+            first = target or _Target.of(motion, wanted, fps)
+            clips[names[path]] = first.fit(motion)
+            target = first
+        except UnreadableError:
+            raise
         except UserError as error:
             why = str(error) if str(path) in str(error) else f"{path}: {error}"
             if strict or isinstance(error, _WrongName):
@@ -111,50 +134,96 @@ def import_folder(
     for split, file in FILES.items():
         chosen = {name: clip for name, clip in clips.items() if (name in held_out) == (split == "test")}
         counts[split] = _write(out / file, chosen, said, target.skeleton, fps)
-    return Imported(**counts, skeleton=target.skeleton, left_out=left_out)
+    return Imported(**counts, skeleton=target.skeleton, left_out=left_out, conventions=shown)
 
 
 class _WrongName(UserError):
     """A joint of --joints that the first file lacks."""
 
 
+def _wanted_joints(joints: str) -> str | tuple[str, ...] | dict[str, str]:
+    """'all', 'humanml3d', names, or {name here: name in the files} of a file."""
+    if joints in ("all", "humanml3d"):
+        return joints
+    path = Path(joints).expanduser()
+    if path.is_file():
+        return read_joint_map(path)
+    if "," not in joints and (path.suffix in (".txt", ".json") or "/" in joints):
+        raise UserError(f"--joints is {joints}, and there is no such file: --joints=all would do")
+    return tuple(name.strip() for name in joints.split(","))
+
+
+def _conventions(paths, up, scale, positions, progress):
+    """{path: how it is read}, decided from all files, and the same in words; doubts are logged."""
+    said = []
+    for path in tqdm(paths, desc="conventions", unit="file", dynamic_ncols=True, disable=not progress):
+        try:
+            said.append((path, bvh_conventions.evidence(parse(path, sample=SAMPLE))))
+        except UnreadableError:
+            raise
+        except UserError:
+            pass  # it is left out, with the reason, when it is read as a whole
+    decided = bvh_conventions.decide([evidence for _, evidence in said], up, scale, positions)
+    groups, lying = {}, []
+    for (path, evidence), found in zip(said, decided, strict=True):
+        groups.setdefault(found, []).append(path.name)
+        if up is None and evidence.contradicts(found.conventions):
+            lying.append(path.name)
+    for (_, uncertain), files in groups.items():
+        if uncertain:
+            log.warning("%d files (%s): %s", len(files), _some(files), uncertain)
+    if lying:
+        log.warning("%d files look as if another axis were up, and are taken to lie: %s; import them by themselves, or "
+                    "try --up, if they do not", len(lying), _some(lying))  # fmt: skip
+    shown = [f"{len(files)} files ({_some(files)}): {found.conventions}" for found, files in groups.items()]
+    return {path: found.conventions for (path, _), found in zip(said, decided, strict=True)}, shown
+
+
 class _Target(NamedTuple):
     """What every clip is brought to."""
 
-    joints: str | tuple[str, ...]
+    joints: str | tuple[str, ...] | dict[str, str]
     skeleton: Skeleton
     lengths: np.ndarray
     fps: float
 
     @classmethod
-    def of(cls, motion: Motion, joints: str, fps: float):
+    def of(cls, motion: Motion, joints: str | tuple[str, ...] | dict[str, str], fps: float):
         """That of the first file."""
-        wanted = tuple(name.strip() for name in joints.split(","))
-        if joints in ("all", "humanml3d"):
-            wanted = motion.skeleton.names if joints == "all" else joints
+        joints = motion.skeleton.names if joints == "all" else joints
         try:
-            skeleton, positions = _chosen(motion, wanted)
+            skeleton, positions = _chosen(motion, joints)
         except UserError as error:
-            raise error if wanted == joints else _WrongName(f"--joints: {error}") from None
-        return cls(wanted, skeleton, np.median(skeleton.bone_lengths(positions), axis=0), fps)
+            raise error if joints == "humanml3d" else _WrongName(f"--joints: {error}") from None
+        return cls(joints, skeleton, np.median(skeleton.bone_lengths(positions), axis=0), fps)
 
     def fit(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
         """(positions float16 [T, J, 3] around the ground point, that point float32 [T, 2] from where it starts)."""
-        lacking = [name for name in self.joints if name not in motion.skeleton.names]
+        named = self.joints.values() if isinstance(self.joints, dict) else self.joints
+        lacking = [name for name in named if name not in motion.skeleton.names]
         if self.joints != "humanml3d" and lacking:
             raise UserError(f"it has no joint {lacking[0]!r} as the first file has: --joints=humanml3d may fit both")
-        skeleton, positions = _chosen(motion, self.joints)
-        if skeleton.parents != self.skeleton.parents:
-            raise UserError("its joints hang together in another way than those of the first file: import it by itself")
-        positions = resample(positions, motion.fps, self.fps)
-        if len(positions) < UNIT:
-            raise UserError(f"it has {len(positions)} frames at {self.fps:g} a second: a clip has {UNIT} or more")
-        positions = retarget(positions, skeleton, self.lengths)
+        try:
+            skeleton, positions = _chosen(motion, self.joints)
+            if skeleton.parents != self.skeleton.parents:
+                raise UserError("its joints hang together in another way than those of the first file: import it by "
+                                "itself")  # fmt: skip
+            positions = resample(positions, motion.fps, self.fps)
+            if len(positions) < UNIT:
+                raise UserError(f"it has {len(positions)} frames at {self.fps:g} a second: a clip has {UNIT} or more")
+            positions = retarget(positions, skeleton, self.lengths)
+        except UnknownRole as error:
+            raise UserError(f"{error}; --joints=FILE maps names, 'left_hip = {motion.skeleton.names[-1]}'") from None
         root = positions[:, 0, [0, 2]]
-        return world(positions, -root).astype(np.float16), (root - root[0]).astype(np.float32)
+        with np.errstate(over="ignore"):
+            around, path = world(positions, -root).astype(np.float16), (root - root[0]).astype(np.float32)
+        check_clip(around, path, skeleton.joints, self.fps)
+        return around, path
 
 
 def _chosen(motion, wanted) -> tuple[Skeleton, np.ndarray]:
+    if isinstance(wanted, dict):
+        return mapped_clip(motion, wanted)
     if wanted == "humanml3d":
         return HUMANML3D, as_humanml3d(motion)
     some = select(motion, wanted)
@@ -167,27 +236,34 @@ def _captions(folder, path, names) -> dict[str, list[str]]:
     if path == folder / CAPTIONS and not path.exists():
         return {}
     try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in read_lines(path) if line.text.strip()]
+    except UnreadableError:
+        raise
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}): a file of captions would do") from None
-    said, missing = {}, []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    said, missing, wrong = {}, [], []
+    for line in lines:
         try:
-            entry = json.loads(line)
+            entry = json.loads("" if line.wrong else line.text)
             file, caption = entry["file"], " ".join(entry["caption"].split())
             name = file[:-4] if file.lower().endswith(".bvh") else file
         except (ValueError, TypeError, KeyError, AttributeError):
             caption = ""
         if not caption:
-            raise UserError(f'{path}, line {number}: {{"file": "walk.bvh", "caption": "a person walks"}} would do')
-        if name in names:
+            why = f"{line.wrong}, try saving it as UTF-8; " if line.wrong else ""
+            example = '{"file": "walk.bvh", "caption": "a person walks"}'
+            wrong.append(f"{path}, line {line.number}: {why}{example} would do")
+        elif name in names:
             said.setdefault(name, []).append(caption)
         else:
             missing.append(file)
+    check_share(wrong, len(lines), f"lines of {path.name}")
+    absent = f"{path} has captions for clips that do not exist: {_some(missing)}; remove these lines"
+    check_share([absent] * len(missing), len(lines), f"lines of {path.name}")
+    if wrong:
+        log.warning("left out %d of %d lines of captions: %s", len(wrong), len(lines), wrong[0])
     if missing:
-        raise UserError(f"{path} has captions for clips that do not exist: {_some(missing)}; remove these lines")
+        log.warning("left out %d of %d lines of captions: %s", len(missing), len(lines), absent)
     return said
 
 
@@ -228,15 +304,20 @@ def main(arguments=None) -> None:
     parser.add_argument("folder", help="holds the BVH files, in folders below it too")
     parser.add_argument("out", help="folder of the clips, for data.path")
     parser.add_argument("--captions", help=f"file of captions; default: {CAPTIONS} in the folder, if it is there")
-    parser.add_argument("--joints", default="all", help="all, humanml3d, or names parted by commas, parents first")
+    parser.add_argument("--joints", default="all", help="all, humanml3d, names parted by commas, or a file of names")
     parser.add_argument("--fps", type=float, default=20.0, help="frames per second of the clips")
     parser.add_argument("--holdout", type=float, default=0.1, help="share of the files that is held out")
-    parser.add_argument("--up", choices=("y", "z"), help="vertical axis of the files; default: found")
-    parser.add_argument("--scale", type=float, help="metres per unit of the files; default: found")
+    parser.add_argument("--up", choices=AXES, help="vertical axis of the files; default: decided for the folder")
+    parser.add_argument("--unit", help="m, cm, mm, in or ft, or metres per unit; default: decided for the folder")
+    parser.add_argument("--scale", type=float, help="metres per unit of the files, instead of --unit")
+    parser.add_argument("--positions", choices=POSITIONS, help="position channels replace the OFFSET, or are added to "
+                        "it; default: decided for the folder")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="end at the first file that cannot be used")
     options = vars(parser.parse_args(arguments))
     made = import_folder(**options)
     J, out = made.skeleton.joints, options["out"]
+    for line in made.conventions:
+        print(line)
     print(f"{out}: {made.train} training and {made.test} held-out clips of {J} joints, {len(made.left_out)} files left "
           f"out\nset data.path={out} data.unseen=0 and, in data, vae.motion and motion_text, "
           f"channels={essential_width(J)} (where data.representation=essential)")  # fmt: skip

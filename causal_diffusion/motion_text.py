@@ -22,7 +22,7 @@ from causal_diffusion.motion import humanml
 from causal_diffusion.motion.body import Body
 from causal_diffusion.nn.motion_text import MotionText, aligned_features
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
-from causal_diffusion.nn.text.encoder import open_text_encoder
+from causal_diffusion.nn.text.encoder import check_encoder, open_text_encoder
 
 AT_A_TIME = 32  # clips in one pass
 
@@ -148,6 +148,7 @@ def load_motion_text(path, *, step: int | None = None) -> Judge:
     recipe = build_motion_text(config)._replace(model=model)
     ema = read_ema(folder, recipe.init_params, step)
     text = open_text_encoder(config.text, beside(folder, TEXT))
+    check_encoder(folder, meta, text)
     return Judge(model, ema, text, Body.of_meta(meta["body"]), path)
 
 

@@ -24,6 +24,7 @@ from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.schedule import Schedule
 from causal_diffusion.diffusion.solvers import Solver
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import are_pictures
 from causal_diffusion.layout import Layout, StaticMask
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import Stream, Transformer, TransformerConfig
@@ -51,6 +52,12 @@ class Recipe(NamedTuple):
     def kind(self) -> str:
         """'exact' or 'approximate'."""
         return "approximate" if self.approximations else "exact"
+
+    @property
+    def pictures(self) -> bool:
+        """Whether frames are pictures, whose values lie in [-1, 1]: grey or RGB, and no latents."""
+        latents = self.config.vae.form != "none" or self.config.data.source == "latents"
+        return not latents and are_pictures(self.frame_shape)
 
     @property
     def one_past(self) -> bool:

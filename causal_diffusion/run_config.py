@@ -2,6 +2,20 @@
 
 import dataclasses
 
+from causal_diffusion.ranges import (
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_NONE,
+    SHARE,
+    SIZE,
+    SIZE_OR_NONE,
+    WEIGHT,
+    WIDTH,
+    WIDTH_OR_NONE,
+    Range,
+    check_numbers,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -29,6 +43,19 @@ class TrainConfig:
     init_from: str = ""  # checkpoint directory whose averaged parameters start this run
 
     def __post_init__(self):
+        check_numbers(
+            self, "train", steps=COUNT, batch=SIZE, lr=Range(0, 1_000, open_low=True), warmup=COUNT_OR_NONE,
+            betas=BELOW_ONE, weight_decay=WEIGHT, clip=WEIGHT, ema=BELOW_ONE, accumulate=SIZE, spike=WEIGHT,
+            own_past=SHARE, drop=BELOW_ONE, compose=SHARE, blend=SIZE, crop=WIDTH_OR_NONE,
+        )  # fmt: skip
+        if len(self.betas) != 2:
+            raise ValueError(f"train.betas is {self.betas}; it holds two numbers, try train.betas = (0.9, 0.99)")
+        if self.batch % self.accumulate:
+            fits = max(1, self.batch // self.accumulate) * self.accumulate
+            raise ValueError(
+                f"train.batch is {self.batch} and train.accumulate is {self.accumulate}: micro-batches have equal "
+                f"sizes, try train.batch = {fits}"
+            )
         if self.guard not in ("off", "skip", "stop"):
             raise ValueError(f"train.guard is {self.guard!r}; it is one of off, skip, stop")
         if self.spike and not self.spike > 1.0:
@@ -38,13 +65,10 @@ class TrainConfig:
                 f"train.spike is {self.spike} and train.guard is 'off': nothing would be skipped, "
                 "train.guard = 'skip' would do"
             )
-        if not 0.0 <= self.compose <= 1.0 or self.blend < 1:
+        if len(self.own_past) not in (0, 2):
             raise ValueError(
-                f"train.compose is {self.compose} and train.blend is {self.blend}: a share and at least one frame, "
-                "train.compose = 0.3 and train.blend = 12 would do"
+                f"train.own_past is {self.own_past}; it is () or two shares, try train.own_past = (0.0, 0.5)"
             )
-        if self.own_past and (len(self.own_past) != 2 or not all(0.0 <= share <= 1.0 for share in self.own_past)):
-            raise ValueError(f"train.own_past is {self.own_past}; it is () or two shares, (0.0, 0.5) would do")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +96,11 @@ class ReconstructionConfig:
             raise ValueError(
                 f"reconstruction.fit is {self.fit!r}; it is one of l1, charbonnier, mse, likelihood"
             )
-        for name in ("root", "root_weight", "velocity", "kl", "kl_warmup", "perceptual", "gan", "gan_start", "align"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"reconstruction.{name} is {getattr(self, name)}; it is at least 0")
-        if self.gan_width < 1:
-            raise ValueError(f"reconstruction.gan_width is {self.gan_width}; it is at least 1, 64 would do")
+        check_numbers(
+            self, "reconstruction", root=WIDTH_OR_NONE, root_weight=WEIGHT, velocity=WEIGHT, kl=WEIGHT,
+            kl_warmup=COUNT_OR_NONE, perceptual=WEIGHT, gan=WEIGHT, gan_start=COUNT_OR_NONE, gan_width=WIDTH,
+            align=WEIGHT, align_margins=SHARE,
+        )  # fmt: skip
         if self.lpips and not self.perceptual:
             raise ValueError(
                 f"reconstruction.lpips is {self.lpips!r} and reconstruction.perceptual is 0: its weights would not be "
@@ -100,18 +124,19 @@ class LogConfig:
     trace: tuple[int, ...] = ()  # (first, count): steps whose profile goes to the workdir's folder 'trace'; (): none
 
     def __post_init__(self):
-        for name in ("every", "checkpoint", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"log.{name} is {getattr(self, name)}; it is at least 1, 20 would do")
-        if self.keep_every < 0 or self.keep_every % self.checkpoint:
+        check_numbers(
+            self, "log", every=COUNT, evaluate=COUNT_OR_NONE, checkpoint=COUNT, keep=COUNT, keep_every=COUNT_OR_NONE,
+            trace=COUNT,
+        )  # fmt: skip
+        if self.keep_every % self.checkpoint:
             near = max(1, round(self.keep_every / self.checkpoint)) * self.checkpoint
             raise ValueError(
                 f"log.keep_every is {self.keep_every} and log.checkpoint is {self.checkpoint}: steps are kept that are "
                 f"saved, 0 or a multiple of log.checkpoint, {near} would do"
             )
-        if self.trace and (len(self.trace) != 2 or min(self.trace) < 1):
+        if len(self.trace) not in (0, 2):
             raise ValueError(
-                f"log.trace is {self.trace}; it is () or the first step and how many, each at least 1, (10, 3) would do"
+                f"log.trace is {self.trace}; it is () or the first step and their number, try log.trace = (10, 3)"
             )
 
 
@@ -123,9 +148,15 @@ class EvaluateConfig:
     context: int = 4  # frames given
     frames: int = 48  # frames streamed at the end of training, after the context
 
+    def __post_init__(self):
+        check_numbers(self, "evaluate", clips=SIZE_OR_NONE, context=SIZE_OR_NONE, frames=SIZE)
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """The compiled rollout."""
 
     capacity: int = 8  # blocks of one compiled scan
+
+    def __post_init__(self):
+        check_numbers(self, "stream", capacity=Range(1, 2**16))

@@ -109,7 +109,7 @@ def test_an_edited_config_is_checked_again():
         ("model.patch=1,4,4", (1, 4, 4)),
         ("model.patch=[1, 4, 4]", (1, 4, 4)),
         ("model.patch=1", (1,)),
-        ("train.betas=(0.9, 1)", (0.9, 1.0)),
+        ("train.betas=(0.9, 0)", (0.9, 0.0)),
         ("guidance.drop=('label', 'action')", ("label", "action")),
     ],
 )
@@ -175,7 +175,7 @@ def test_elastic_keys_exist():
         assert not any(key == name or key.startswith(f"{name}.") for name in ELASTIC)  # what a checkpoint is
 
 
-@pytest.mark.parametrize(("every", "near"), [(300, 250), (-250, 250), (900, 1000)])
+@pytest.mark.parametrize(("every", "near"), [(300, 250), (900, 1000)])
 def test_checkpoints_that_are_kept_are_checkpoints_that_are_saved(every, near):
     with pytest.raises(UserError) as error:
         freeze(load_config("quickstart", {"log.keep_every": every, "log.checkpoint": 250}))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion import encode
+from causal_diffusion.data.record_shards import read_json
 from causal_diffusion.encode import encode_source, padded_length
 from causal_diffusion.errors import UserError
 from tests.data.encoded import contents, records
@@ -44,7 +45,7 @@ def refusal(out, *arguments, **options):
 
 def test_records_and_meta_tell_all(tmp_path):
     meta, made = run(tmp_path)
-    assert made == 3 and json.loads((tmp_path / "meta.json").read_text()) == meta
+    assert made == 3 and read_json(tmp_path / "meta.json") == meta
     assert sorted(contents(tmp_path)) == [*(f"latents-0000{i}-of-00003.array_record" for i in range(3)), "meta.json"]
     _, clips = records(tmp_path)
     whole = Whole(LENGTHS)
@@ -237,7 +238,7 @@ def test_an_error_on_the_way_keeps_what_is_complete(tmp_path):
     whole._clips[4][2, 1] = np.nan
     run(tmp_path / "expected")
     assert refusal(tmp_path / "x", whole, Toy(SERIES), whole=True) == (
-        "clip walk 4 of the data has a value that is not finite, in frame 2")
+        "clip walk 4 of the data has a value that is not finite, at [2, 1]")
     assert sorted(path.name for path in (tmp_path / "x").glob("*")) == [
         "latents-00000-of-00003.array_record", "unfinished"]  # fmt: skip
     whole._clips[4] = good
@@ -310,9 +311,9 @@ UNFIT = "clip 0 of the data does not fit the VAE: "
     (Pictures(), dict(whole=True), "--whole is set, and Pictures has no whole clips: leave it out"),
     (Pictures(), dict(clips=11), "--clips is 11 and the data have 10: --clips=10 would do, or leave it out"),
     (Endless(), {}, "the data have no end (1,073,741,824 clips): say how many, --clips=10000 would do"),
-    (Pictures(), dict(batch=0), "--batch is 0: it is at least 1"),
-    (Pictures(), dict(shard_clips=0), "--shard_clips is 0: it is at least 1"),
-    (Pictures(), dict(piece=-1), "--piece is -1: it is at least 0"),
+    (Pictures(), dict(batch=0), "--batch is 0; it is at least 1"),
+    (Pictures(), dict(shard_clips=0), "--shard_clips is 0; it is at least 1"),
+    (Pictures(), dict(piece=-1), "--piece is -1; it is at least 0"),
     (Pictures(), dict(dtype="int8"), "--dtype is int8: it is one of float32, float16"),
     (Pictures(), dict(vae=Wild(ToyConfig(scale=1e20))), "the VAE makes latents of clip 0 that are not finite"),
     (Pictures(), dict(vae=Wild(ToyConfig(scale=1e4)), dtype="float16"), "clip 0 has a latent of "),

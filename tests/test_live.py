@@ -327,7 +327,7 @@ def test_another_sites_page_is_refused(folder):
     run(talk())
 
 
-@pytest.mark.parametrize("wrong, said", [(dict(ahead=0.1), "ahead is 0.1"), (dict(tabs=0), "tabs 0"),
+@pytest.mark.parametrize("wrong, said", [(dict(ahead=0.1), "ahead is 0.1"), (dict(tabs=0), "tabs is 0"),
                                          (dict(prompt=" "), "prompt is empty")])  # fmt: skip
 def test_wrong_settings_are_told(folder, wrong, said):
     with pytest.raises(UserError, match=said):

@@ -136,7 +136,7 @@ def test_sampling_an_own_system_says_that_there_are_no_held_out_clips(trained, t
     (dict(action=np.zeros((20, T, 3))), ("action of a clip is (4, 3)", "(4, 2)")),
     (dict(action=None), ("action of a clip is missing",)),
     (dict(label=None), ("label of a clip is missing",)),
-    (dict(video=np.zeros((20, T, 8, 12, 1))), ("video of a clip is (4, 8, 12, 1)", "(4, 8, 8, 1)")),
+    (dict(video=np.zeros((20, T, 8, 12, 1))), ("video of clip 0 is (4, 8, 12, 1)", "(4, 8, 8, 1)")),
 ])
 def test_wrong_shapes_are_refused_before_anything_is_written(own, tmp_path, change, words):
     arrays = dict(video=np.zeros((20, T, 8, 8, 1)), label=np.zeros(20, np.int32), action=np.zeros((20, T, 2)),

@@ -264,7 +264,7 @@ CLASHES = [
     ({"schedule.grid": "discrete", "schedule.shift": 2.0}, "schedule.shift schedule.grid", {"schedule.shift": 1.0}),
     (EDM | {"schedule.grid": "edm", "schedule.t_max": 0.9}, "schedule.t_max schedule.grid", {"schedule.t_max": 1.0}),
     (EDM | {"schedule.grid": "edm", "schedule.sigma_min": 90.0}, "schedule.sigma_min schedule.sigma_max",
-     {"schedule.sigma_min": 0.002, "schedule.sigma_max": 80, "schedule.rho": 7}),
+     {"schedule.sigma_min": 0.002, "schedule.sigma_max": 80.0}),
     ({"schedule.grid": "discrete", "schedule.grid_steps": 5}, "schedule.steps schedule.grid_steps",
      {"schedule.steps": 5}),
     ({"schedule.step_times": (1.0, 0.5)}, "schedule.steps schedule.step_times", {"schedule.steps": 2}),

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from causal_diffusion.ranges import SHARE, SIZE_OR_NONE, Range, check_numbers
+
 CONDITIONS = ("label", "text", "action")
 
 
@@ -48,13 +50,10 @@ class CacheConfig:
         for name in self.commit_drop:
             if name not in CONDITIONS:
                 raise ValueError(f"cache.commit_drop has {name!r}; conditions are {', '.join(CONDITIONS)}")
-        for name in ("sink_overlap", "ahead", "ahead_step", "budget", "recent"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"cache.{name} is {getattr(self, name)}; it is not negative")
-        if not 0.0 <= self.commit_level <= 1.0:
-            raise ValueError(f"cache.commit_level is {self.commit_level}; a level lies in [0, 1]")
-        if not -1.0 <= self.commit_label_at <= 1.0:
-            raise ValueError(f"cache.commit_label_at is {self.commit_label_at}; it lies in [-1, 1]")
+        check_numbers(
+            self, "cache", commit_level=SHARE, commit_label_at=Range(-1, 1), sink_overlap=SIZE_OR_NONE,
+            ahead=SIZE_OR_NONE, ahead_step=SIZE_OR_NONE, budget=SIZE_OR_NONE, recent=SIZE_OR_NONE,
+        )  # fmt: skip
         self._check_shown()
         self._check_places()
 

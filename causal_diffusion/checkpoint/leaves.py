@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 
 from causal_diffusion.errors import CheckpointError
+from causal_diffusion.file_access import check_replaceable, create, errno_of
 
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -76,17 +76,24 @@ def reason_of(error: BaseException) -> str:
     """An exception in a few words: what the operating system said, where it did (tensorstore quotes it)."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
+    if code := errno_of(error):
+        return os.strerror(code)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
 def replacing(path: Path):
-    """A file to write that takes `path`'s place whole and flushed to disk, or leaves it as it was."""
+    """A file to write that takes `path`'s place whole and flushed to disk, or leaves it as it was.
+
+    Where `path` is a link, the file takes the link's place, and what it leads to is left as it is.
+
+    Raises:
+      NotAFileError: a folder, a FIFO or a device is there.
+    """
+    check_replaceable(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with create(partial) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

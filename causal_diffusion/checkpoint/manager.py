@@ -19,20 +19,20 @@ A save goes on in the background::
 
 *Damage* (a checkpoint that cannot be trusted): restoring walks back to the newest intact one and reports what
 it skipped. *Mismatch* (another model's leaf, shape or dtype): refused at once, as an older one would not fit
-either. A directory belongs to its :class:`Checkpoints`, which removes old and half-written steps from it.
+either. *Unreadable* (the system cannot read it now, see ``file_access``): retried, then the operation stops; no other
+step is taken instead and nothing is removed. A directory belongs to its :class:`Checkpoints`, which removes old and
+half-written steps from it; of a step that is a link only the link is removed.
 """
 
 import contextlib
 import dataclasses
-import errno
 import itertools
 import json
+import logging
 import os
 import re
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,12 +43,14 @@ from causal_diffusion.checkpoint import storage
 from causal_diffusion.checkpoint.agreement import Agreement
 from causal_diffusion.checkpoint.leaves import compare, flatten, nonempty, of_specs, reason_of, sharding_of, specs
 from causal_diffusion.checkpoint.manifest import DOCUMENTS, MANIFEST, TREES, Damage, read_manifest, seal, verify
-from causal_diffusion.checkpoint.paths import absolute, is_local, remove_tree
-from causal_diffusion.errors import CheckpointError
+from causal_diffusion.checkpoint.paths import absolute, check_space, is_local, remove_tree
+from causal_diffusion.errors import CheckpointError, UnreadableError
+from causal_diffusion.file_access import is_dir, is_file, is_transient, list_folder, retried
+
+log = logging.getLogger(__name__)
 
 _STEP_FOLDER = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?")
 _PATIENCE = 30.0  # seconds
-_AT_ONCE = 2**26  # bytes of room that are tried before a save
 _numbers = itertools.count()  # of the operations of this process, so that each has a name of its own
 
 
@@ -109,8 +111,12 @@ class Checkpoints:
             error.add_note(str(late))
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending. Restoring shows whether they are still intact."""
-        return sorted(step for step in self._folders() if (self._folder(step) / MANIFEST).is_file())
+        """Steps of the complete checkpoints, ascending. Restoring shows whether they are still intact.
+
+        Raises:
+          UnreadableError: the directory or a folder in it cannot be read now.
+        """
+        return sorted(step for step in self._folders() if is_file(self._folder(step) / MANIFEST))
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -164,7 +170,7 @@ class Checkpoints:
             try:
                 writing.finish()
                 seal(self._folder(step), step, contents, agreement)
-                agreement.first(lambda: self._retire(step))
+                agreement.first(lambda: self._retire_if_readable(step))
                 self.stalls.append((waited + blocked, waited + time.perf_counter() - began))
             except BaseException as error:
                 saving.error = error
@@ -199,12 +205,17 @@ class Checkpoints:
         Raises:
           CheckpointError: there is no checkpoint, none is intact (each is named with what is wrong), or a
             leaf's path, shape or dtype differs from `like` (the first is named).
+          UnreadableError: a file cannot be read now, which says nothing about it. No older step is taken instead.
         """
         if not set(like) <= set(TREES):
             raise ValueError(f"a checkpoint's trees are {TREES}, not {tuple(like)}")
         self.wait()
         agreement = self._agreement("restore")
-        present = agreement.first(lambda: sorted(self._folders(), reverse=True))
+        try:
+            present = agreement.first(lambda: sorted(self._folders(), reverse=True))
+        except UnreadableError as error:
+            agreement.fail(reason_of(error))
+            raise
         if not present:
             raise CheckpointError(f"no checkpoint in {self.directory}: expected folders named by their step")
         if step is not None and step not in present:
@@ -249,9 +260,9 @@ class Checkpoints:
 
         def load():
             try:
-                return storage.read(folder, items)
-            except (MemoryError, jax.errors.JaxRuntimeError):
-                raise  # the device is at fault, not the file: an older checkpoint would meet the same
+                return retried(folder, lambda: storage.read(folder, items))
+            except (MemoryError, jax.errors.JaxRuntimeError, UnreadableError):
+                raise  # not the file is at fault: an older checkpoint would meet the same
             except Exception as error:
                 raise Damage(f"orbax cannot read it: {reason_of(error)}", proven=False) from error
 
@@ -274,9 +285,14 @@ class Checkpoints:
         agreement.fail(reason_of(error), patience)
         if isinstance(error, _Occupied):
             return error
-        steps = self.steps()
+        try:
+            steps = self.steps()
+        except UnreadableError:  # whether the step is complete is not known, so that nothing is removed
+            return CheckpointError(f"cannot save step {step} to {self.directory}: {reason_of(error)}")
         if agreement.index == 0 and step not in steps:
             self._remove(step)
+        if isinstance(error, UnreadableError):
+            return CheckpointError(f"cannot save step {step} to {self.directory}: {reason_of(error)}")
         left = f"the last complete one is step {steps[-1]}" if steps else "no checkpoint is there"
         return CheckpointError(f"cannot save step {step} to {self.directory}: {reason_of(error)}; {left}; "
                                "make room there or choose another place, then start again")
@@ -287,27 +303,39 @@ class Checkpoints:
     def _folders(self) -> dict[int, list]:
         """Step -> its folders: the checkpoint itself, and what a save that was cut off left behind."""
         found: dict[int, list] = {}
-        for path in self.directory.iterdir() if self.directory.is_dir() else ():
-            if (match := _STEP_FOLDER.fullmatch(path.name)) and path.is_dir():
+        for path in list_folder(self.directory) if is_dir(self.directory) else ():
+            if (match := _STEP_FOLDER.fullmatch(path.name)) is None:
+                continue
+            if is_dir(path):
                 found.setdefault(int(match[1]), []).append(path)
+            elif is_local(path) and path.is_symlink() and not path.exists():
+                raise UnreadableError(f"{path} leads to {os.readlink(path)}, which is not there now: mount its disk, "
+                                      "or remove the link to do without this step")  # fmt: skip
         return found
 
     def _make_room(self, step: int, trees: dict[str, dict[str, Any]]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         folder = self._folder(step)
-        if folder.exists():
+        if is_dir(folder):
             with contextlib.suppress(Damage):  # damage is precisely what may be replaced
                 verify(folder, read_manifest(folder)["files"])
                 raise _Occupied(f"{folder} holds an intact checkpoint: move it away or save elsewhere")
         self._remove(step)
         if is_local(self.directory):
-            _check_space(self.directory, sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values()))
+            check_space(self.directory, sum(leaf.nbytes for leaves in trees.values() for leaf in leaves.values()))
 
     def _remove(self, step: int) -> None:
         for path in self._folders().get(step, ()):
-            with contextlib.suppress(OSError):
-                (path / MANIFEST).unlink()  # first: a removal that is cut off leaves a half-written folder
-            remove_tree(path)
+            remove_tree(path, first=MANIFEST)  # so that a removal that is cut off leaves a half-written folder
+
+    def _retire_if_readable(self, newest: int) -> None:
+        """The new step is complete: that old ones cannot be removed is no reason to give it up."""
+        try:
+            self._retire(newest)
+        except (OSError, UnreadableError) as error:
+            if isinstance(error, OSError) and not is_transient(error):
+                raise
+            log.warning("no old checkpoints are removed after step %d: %s", newest, reason_of(error))
 
     def _retire(self, newest: int) -> None:
         """Removes what `newest`, complete, makes dispensable; nothing later, which may be another branch."""
@@ -349,24 +377,3 @@ def _alike(work, agreement: Agreement):
 def _own(leaf):
     """An array that its caller cannot change."""
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-
-
-def _check_space(directory: Path, size: int) -> None:
-    """Raises OSError where there is no room for so many bytes, as far as that can be told at once.
-
-    What the disk has free is asked for; limits on files and quotas show when some room is taken, and given back. Orbax
-    finds a full disk in the middle, in a dozen threads.
-    """
-    size += 2**16
-    if hasattr(os, "statvfs"):
-        disk = os.statvfs(directory)
-        if 0 < disk.f_blocks and disk.f_bavail * disk.f_frsize < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if not hasattr(os, "posix_fallocate"):  # macOS
-        return
-    with tempfile.TemporaryFile(dir=directory) as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, min(size, _AT_ONCE))
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot tell
-                raise

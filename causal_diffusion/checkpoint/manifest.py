@@ -5,15 +5,15 @@ restore a checkpoint, each reads its share of the files.
 """
 
 import concurrent.futures
-import functools
 import hashlib
 import json
-import os
 from typing import Any
 
 from causal_diffusion.checkpoint.agreement import Agreement
 from causal_diffusion.checkpoint.leaves import flush_folder, reason_of
 from causal_diffusion.checkpoint.paths import files_in, is_local, write_whole
+from causal_diffusion.errors import UnreadableError
+from causal_diffusion.file_access import read_bytes, size_and_sha256
 
 TREES = ("ema", "train")
 DOCUMENTS = ("data", "meta")
@@ -21,7 +21,10 @@ MANIFEST = "checksums.json"
 
 
 class Damage(Exception):
-    """A checkpoint that cannot be trusted, and why. `proven`: its bytes are not those that were written."""
+    """A checkpoint that cannot be trusted, and why. `proven`: its bytes are not those that were written.
+
+    A file that cannot be read now is no damage: that is an ``UnreadableError``.
+    """
 
     def __init__(self, message: str, *, proven: bool = True):
         super().__init__(message)
@@ -33,7 +36,7 @@ def seal(folder, step: int, items: dict[str, Any], agreement: Agreement) -> None
     names = agreement.first(lambda: sorted(path.relative_to(folder).as_posix() for path in files_in(folder)))
     share = names[agreement.index :: agreement.count]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        sums = pool.map(functools.partial(_size_and_sha256, flush=True), [folder / name for name in share])
+        sums = pool.map(_size_and_sha256, [folder / name for name in share])
         sums = dict(zip(share, sums, strict=True))
     sums = {name: each for part in agreement.gather(sums) for name, each in part.items()}
 
@@ -51,12 +54,14 @@ def seal(folder, step: int, items: dict[str, Any], agreement: Agreement) -> None
 
 def read_manifest(folder) -> dict:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_bytes(folder / MANIFEST))
         content, intact = manifest["content"], manifest["sha256"] == _digest(manifest["content"])
     except FileNotFoundError:
         raise Damage(f"half-written, it has no {MANIFEST}") from None
+    except UnreadableError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damage(f"{MANIFEST} cannot be read") from error
+        raise Damage(f"{MANIFEST} cannot be read: {reason_of(error)}") from error
     if not intact:
         raise Damage(f"{MANIFEST} does not match its own checksum")
     if str(content["step"]) != folder.name:
@@ -65,15 +70,18 @@ def read_manifest(folder) -> dict:
 
 
 def verify(folder, files: dict[str, list], items: tuple[str, ...] = TREES + DOCUMENTS, *, share=(0, 1)) -> None:
-    """Compares the files of `items`, and those of no item, with the manifest's. Raises Damage.
+    """Compares the files of `items`, and those of no item, with the manifest's: their sizes, then their content.
 
     Args:
       share: (i, n): the i-th of every n of them.
+
+    Raises:
+      Damage: a file is missing or differs. UnreadableError: one cannot be read now.
     """
 
     def check(name: str) -> None:
         try:
-            size, digest = _size_and_sha256(folder / name)
+            size, digest = size_and_sha256(folder / name, files[name][0])
         except OSError as error:
             raise Damage(f"{name} cannot be read: {reason_of(error)}") from error
         if size != files[name][0]:
@@ -90,12 +98,5 @@ def _digest(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _size_and_sha256(path, flush: bool = False) -> list:
-    digest, size, piece = hashlib.sha256(), 0, memoryview(bytearray(2**20))
-    with path.open("rb") as file:
-        if flush and is_local(path):
-            os.fsync(file.fileno())
-        while count := file.readinto(piece):
-            digest.update(piece[:count])
-            size += count
-    return [size, digest.hexdigest()]
+def _size_and_sha256(path) -> list:
+    return list(size_and_sha256(path, flush=True))

@@ -7,6 +7,7 @@ import jax
 
 from causal_diffusion.checkpoint.manager import Checkpoints, Restored
 from causal_diffusion.checkpoint.paths import as_path
+from causal_diffusion.file_access import is_dir
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def read_meta(directory: str | os.PathLike, step: int | None = None) -> Restored
 def folder_of(path: str | os.PathLike):
     """Where the checkpoints of a run are: in its workdir, or the folder itself."""
     path = as_path(path)
-    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    return path / "checkpoints" if is_dir(path / "checkpoints") else path
 
 
 def beside(directory, name: str):

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from causal_diffusion.checkpoint.archives import check_archive
 from causal_diffusion.checkpoint.leaves import compare, flatten, reason_of, replacing, specs
-from causal_diffusion.errors import CheckpointError
+from causal_diffusion.errors import CheckpointError, UnreadableError
+from causal_diffusion.file_access import open_file, retried
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: dict) -> None:
@@ -49,11 +51,19 @@ def load_tree(path: str | os.PathLike, like: Any = None) -> tuple[Any, dict]:
 
     Raises:
       CheckpointError: the file is missing or damaged, or holds another tree than `like`.
+      UnreadableError: it cannot be read now.
     """
+
+    def read():
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        check_archive(path)
+        arrays = retried(path, read)
         intact = np.array_equal(arrays.pop("sha256"), _sha256_of(arrays))
+    except UnreadableError:
+        raise
     except Exception as error:  # a damaged zip file fails in a dozen ways
         raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from error
     if not intact:

@@ -22,6 +22,7 @@ from causal_diffusion.compatibility.levels import check_grids, check_levels, che
 from causal_diffusion.compatibility.past import approximations, check_past, check_places, check_shown
 from causal_diffusion.compatibility.refusal import refuse
 from causal_diffusion.config import Config
+from causal_diffusion.data.sources import condition_sizes
 from causal_diffusion.layout import Layout
 
 __all__ = ["Resolved", "check"]
@@ -99,6 +100,11 @@ def check_shapes(config, frames, frame_shape, spec):
             )
     if model.classes and "label" not in spec:
         refuse(f"model.classes is {model.classes} and the data have no labels: model.classes = 0 would do")
+    if model.classes and model.classes < (classes := condition_sizes(config.data)[0]):
+        refuse(
+            f"model.classes is {model.classes} and the data have {classes} classes: labels from {model.classes} on "
+            f"have no embedding, try model.classes = {classes}"
+        )
     action = spec.get("action", (0, 0))[-1]
     if model.action and model.action != action:
         refuse(
@@ -154,7 +160,14 @@ def resolve_window(config, frames, view):
 
 def check_evaluation(config):
     layout, context = config.layout, config.evaluate.context
-    if config.evaluate.clips and (low := layout.whole(context)) != context:
+    if not config.evaluate.clips:
+        return
+    if context < 1:
+        refuse(
+            f"evaluate.context is {context} and evaluate.clips is {config.evaluate.clips}: streams that are evaluated "
+            f"begin with given frames, try evaluate.context = {max(1, layout.block - layout.pad)}"
+        )
+    if (low := layout.whole(context)) != context:
         refuse(
             f"evaluate.context is {context} and layout.block is {layout.block}: whole blocks are given, "
             f"evaluate.context = {low if low > 0 else low + layout.block} would do"

@@ -3,8 +3,7 @@
 import numpy as np
 
 from causal_diffusion.errors import UserError
-
-PIXELS = (1, 3)  # channels of pictures: grey or RGB
+from causal_diffusion.frames import ROUNDING, are_pictures, take_frames
 
 
 class ArraySource:
@@ -13,13 +12,13 @@ class ArraySource:
     Args:
         video: uint8 [N, T, H, W, C] with values 0 .. 255, or floating point: pixels (C is 1 or 3) in [-1, 1]; any
             other number of channels is taken for latents, whose values need only be finite. A series: [N, T, C].
-        label: integers [N], or None.
+        label: integers [N], classes from 0 and -1 for none, or None.
         action: [N, T, A], or None; row f of a clip is what leads from frame f-1 to f.
         text: condition tokens [N, M, E] (the output of a text encoder), or None.
         text_mask: bool [N, M], False at padding; None where every token counts.
 
     Raises:
-        UserError: a wrong shape or dtype at once, a value out of range when its clip is read.
+        UserError: a wrong shape, dtype or label at once, a value out of range when its clip is read.
     """
 
     def __init__(self, video: np.ndarray, label: np.ndarray | None = None, action: np.ndarray | None = None,
@@ -34,6 +33,9 @@ class ArraySource:
         if label is not None and (label.shape != video.shape[:1] or label.dtype.kind not in "iu"):
             raise UserError(f"label must be integers of shape {video.shape[:1]}, one per clip, "
                             f"got {label.dtype} of shape {label.shape}")
+        if label is not None and len(label) and not -1 <= label.min() <= label.max() < 2**31:
+            row = int(np.argmax((label < -1) | (label >= 2**31)))
+            raise UserError(f"label of clip {row} is {label[row]}; labels count from 0, and -1 is none")
         if action is not None and (action.ndim != 3 or action.shape[:2] != video.shape[:2]):
             raise UserError(f"action must have shape ({video.shape[0]}, {video.shape[1]}, numbers), "
                             f"one row per frame, got {action.shape}")
@@ -58,14 +60,8 @@ class ArraySource:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         i = range(len(self))[i]
-        element = {"video": to_unit_range(self._video_N[i])}
-        largest = np.abs(element["video"]).max()
-        if element["video"].ndim == 4 and element["video"].shape[-1] in PIXELS:
-            if not largest <= 1.001:  # also catches nan; the slack is for rounding
-                raise UserError(f"clip {i} of video leaves [-1, 1]: scale floats to [-1, 1], "
-                                "or pass uint8 in 0 .. 255")
-        elif not np.isfinite(largest):
-            raise UserError(f"clip {i} of video has a value that is not finite")
+        pictures = self._video_N.ndim == 5 and are_pictures(self._video_N.shape)
+        element = {"video": take_frames(f"clip {i} of video", self._video_N[i], pictures=pictures, tolerance=ROUNDING)}
         if self._label_N is not None:
             element["label"] = np.asarray(self._label_N[i], np.int32)
         if self._action_NTA is not None:
@@ -74,12 +70,3 @@ class ArraySource:
             element["text"] = np.array(self._text_NME[i], np.float32)
             element["text_mask"] = np.array(self._text_mask_NM[i], bool)
         return element
-
-
-def to_unit_range(video: np.ndarray) -> np.ndarray:
-    """A new float32 array in [-1, 1] from uint8 in 0 .. 255; floating point keeps its values."""
-    scaled = np.array(video, np.float32)
-    if video.dtype == np.uint8:
-        scaled /= 127.5
-        scaled -= 1.0
-    return scaled

@@ -9,8 +9,8 @@ def captions_of(source) -> list[str]:
     """The captions of a source, one per element. UserError: it has none."""
     captions = getattr(source, "captions", None)
     if captions is None or len(captions) != len(source) or not any(captions):
-        raise UserError(f"text.encoder reads captions, and {type(source).__name__} has none: text.encoder = 'none' "
-                        "would do")  # fmt: skip
+        name = type(getattr(source, "source", source)).__name__
+        raise UserError(f"text.encoder reads captions, and {name} has none: text.encoder = 'none' would do")
     return captions
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.text_files import read_lines
 
 
 class Caption(NamedTuple):
@@ -41,17 +42,34 @@ def read_captions(path: Path) -> list[Caption]:
     Raises:
         UserError: the file cannot be read or holds none, or the first line that is wrong, by its number.
     """
+    captions, wrong = usable_captions(path)
+    if wrong:
+        raise UserError(wrong[0])
+    return captions
+
+
+def usable_captions(path: Path) -> tuple[list[Caption], list[str]]:
+    """The captions of a file, in order, and why other lines hold none; empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, or holds no caption; the message names the first line that is wrong.
+    """
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+        lines = read_lines(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): replace it") from None
-    lines = enumerate(content.split("\n"), 1)  # splitlines would break at U+2028 in a caption
-    captions = [parse_caption(line, f"{path} line {number}") for number, line in lines if line.strip()]
+    captions, wrong = [], []
+    for line in lines:
+        try:
+            if line.wrong:
+                raise UserError(f"{path} is not UTF-8 text: line {line.number} {line.wrong}, try saving it as UTF-8")
+            if line.text.strip():
+                captions.append(parse_caption(line.text, f"{path} line {line.number}"))
+        except UserError as error:
+            wrong.append(str(error))
     if not captions:
-        raise UserError(f"{path} holds no caption: one a line, {_EXAMPLE!r} would do")
-    return captions
+        raise UserError(wrong[0] if wrong else f"{path} holds no caption: one a line, {_EXAMPLE!r} would do")
+    return captions, wrong
 
 
 _EXAMPLE = "a person walks.#a/DET person/NOUN walk/VERB#0.0#0.0"

@@ -9,7 +9,9 @@ video file as it lies on disk, in which row f is what led from frame f-1 to fram
 """
 
 import csv
+import io
 import json
+import logging
 import math
 import posixpath
 from pathlib import Path
@@ -17,7 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from causal_diffusion.data.array_file import read_array
 from causal_diffusion.errors import UserError
+from causal_diffusion.text_files import check_share, read_lines, read_text
+
+log = logging.getLogger(__name__)
 
 CLIP_LIST = "clips.jsonl"
 _KEYS = ("file", "caption", "label", "actions", "start", "end")
@@ -54,17 +60,18 @@ def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
         action_dim: if not 0, every clip must name an action file.
 
     Raises:
-        UserError: the first line that is wrong, by its number.
+        UserError: the first line that is wrong, by its number. Lines that are not UTF-8 are left out with a warning,
+            unless they are more than ``text_files.SHARE``.
     """
-    try:
-        text = (folder / CLIP_LIST).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{folder / CLIP_LIST} is not UTF-8 text: {error}") from error
     clips = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines would break at U+2028 in a caption
-        if line.strip():
-            where = f"{CLIP_LIST} line {number}"
-            clips.append(_parse(line, where, folder, classes, action_dim))
+    lines = [line for line in read_lines(folder / CLIP_LIST) if line.text.strip() or line.wrong]
+    wrong = [f"line {line.number} {line.wrong}" for line in lines if line.wrong]
+    check_share(wrong, len(lines), f"lines of {folder / CLIP_LIST}")
+    if wrong:
+        log.warning("left out %d of %d lines of %s: %s", len(wrong), len(lines), CLIP_LIST, wrong[0])
+    for line in lines:
+        if not line.wrong:
+            clips.append(_parse(line.text, f"{CLIP_LIST} line {line.number}", folder, classes, action_dim))
     if not clips:
         raise UserError(f"{folder / CLIP_LIST} lists no clip: write one JSON object per line, "
                         "or remove the file")
@@ -99,12 +106,10 @@ def read_actions(folder: Path, clip: Clip, frames: int, action_dim: int) -> np.n
 
 def _read_table(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
-        table = np.load(path, allow_pickle=False)
-        if table.dtype.kind not in "fiub":
-            raise ValueError(f"its dtype is {table.dtype}")
+        table = read_array(path)
     else:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = np.array([[float(cell) for cell in row] for row in csv.reader(file) if row])
+        rows = csv.reader(io.StringIO(read_text(path)))
+        table = np.array([[float(cell) for cell in row] for row in rows if row])
     return table.astype(np.float32)
 
 

@@ -4,6 +4,17 @@ import dataclasses
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion.body import REPRESENTATIONS
+from causal_diffusion.ranges import (
+    BELOW_ONE,
+    COUNT,
+    SEED,
+    SIZE,
+    SIZE_OR_NONE,
+    WIDTH,
+    WIDTH_OR_NONE,
+    Range,
+    check_numbers,
+)
 
 SPLITS = ("train", "test")
 ANY_CHANNELS = ("own", "latents", "motion_clips", "humanml3d", "snapmogen")  # sources whose clips need not be pictures
@@ -40,30 +51,24 @@ class DataConfig:
 
     def __post_init__(self):
         pictures = self.source not in ANY_CHANNELS
-        at_least = {"frames": 1, "shortest": 0, "height": int(pictures), "width": int(pictures), "fps": 0, "stride": 1,
-                    "classes": 0, "action_dim": 0, "digits": 1, "seed": 0, "threads": 0, "prefetch": 0}
-        for key, least in at_least.items():
-            if not getattr(self, key) >= least:  # so that nan fails too
-                raise UserError(f"data.{key} must be at least {least}, got {getattr(self, key)}")
+        side = Range(int(pictures), 2**14)
+        check_numbers(
+            self, "data", UserError, frames=SIZE, height=side, width=side, channels=WIDTH, fps=Range(0, 10_000),
+            stride=COUNT, shortest=SIZE_OR_NONE, unseen=BELOW_ONE, classes=Range(0, 10_000_000),
+            action_dim=WIDTH_OR_NONE, digits=Range(1, 1_000), speed=Range(0, 10_000, open_low=True), holdout=BELOW_ONE,
+            seed=SEED, threads=Range(0, 1_000), prefetch=Range(0, 10_000),
+        )  # fmt: skip
         if bool(self.height) != bool(self.width):
             raise UserError(f"data.height is {self.height} and data.width is {self.width}: a series has neither, "
                             "data.height = data.width = 0 would do")
         if self.channels not in (1, 3) and pictures:
             raise UserError(f"data.channels must be 1 (grey) or 3 (RGB), got {self.channels}")
-        if self.channels < 1:
-            raise UserError(f"data.channels must be at least 1, got {self.channels}")
-        if not self.speed > 0:
-            raise UserError(f"data.speed must be above 0 pixels per frame, got {self.speed}")
         if self.representation not in REPRESENTATIONS:
             raise UserError(f"data.representation is {self.representation!r}: it is one of "
                             f"{', '.join(REPRESENTATIONS)}")
         if self.shortest > self.frames:
             raise UserError(f"data.shortest is {self.shortest} and data.frames is {self.frames}: it is at most an "
                             f"element, data.shortest={self.frames} would do")
-        if not 0 <= self.unseen < 1:
-            raise UserError(f"data.unseen is a share: it must be at least 0 and below 1, got {self.unseen}")
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"data.holdout is a share: it must be at least 0 and below 1, got {self.holdout}")
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

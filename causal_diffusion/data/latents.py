@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from causal_diffusion.data.config import DataConfig
-from causal_diffusion.data.record_shards import Records, Shard, check_shards
-from causal_diffusion.errors import UserError
+from causal_diffusion.data.record_shards import Records, Shard, check_shards, read_json
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion.body import Body
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Latents:
 def read_meta(folder: Path) -> dict:
     """The meta of one split of a set. UserError: it is missing, unfinished, or written by another version."""
     try:
-        meta = json.loads((folder / META).read_bytes())
+        meta = read_json(folder / META)
         version = meta["format"]
     except FileNotFoundError:
         if (folder / UNFINISHED).is_dir():
@@ -139,6 +139,8 @@ def read_meta(folder: Path) -> dict:
                             "from the shards that are there") from None
         raise UserError(f"there is no set of latents in {folder}: make it with `{COMMAND} --out={folder.parent} "
                         f"--split={folder.name}`") from None
+    except UnreadableError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / META} cannot be read: remove it and run the same `{COMMAND}` again") from error
     if version != FORMAT:

@@ -17,11 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from causal_diffusion.data.array_file import read_array
 from causal_diffusion.data.captions import Caption
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.motion_clips import UNIT, count_windows, padded
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.motion.body import Body
+from causal_diffusion.text_files import check_share, read_lines
+
+log = logging.getLogger(__name__)
+
+DAMAGED = ("damaged", "not finite", "captions")  # kinds of Refused
+FEW = 3  # so many damaged clips, or lines of captions, are left out whatever their share
 
 
 class Stretch(NamedTuple):
@@ -140,6 +147,11 @@ class Refused(NamedTuple):
     kind: str
     detail: str
 
+    @property
+    def damaged(self) -> bool:
+        """Whether something is there and wrong, where others are merely absent or short."""
+        return self.kind in DAMAGED
+
 
 def find_folder(path: str, nested: Iterable[str], parts: dict[str, tuple[str, ...]], what: str) -> dict[str, Path]:
     """The files and folders that a data set is made of, in data.path or a folder in it.
@@ -180,11 +192,18 @@ def find_folder(path: str, nested: Iterable[str], parts: dict[str, tuple[str, ..
     return found
 
 
-def read_scale(mean: Path, std: Path, widths: Callable[[int], tuple[int, ...]], config: DataConfig, fps: float):
+def read_scale(
+    mean: Path,
+    std: Path,
+    widths: Callable[[int], tuple[int, ...]],
+    config: DataConfig,
+    rate: Callable[[int], float],
+):
     """(mean, std) float32 [data.channels] from files of all C numbers, and C. What never changes keeps its size.
 
     Args:
         widths: C -> how many leading numbers of a frame data.channels may ask for; () if no frame has C.
+        rate: C -> frames per second of the data set whose frames have C numbers; 0: only data.fps can state it.
 
     Raises:
         UserError: a file is wrong, or the config asks for what motion does not have.
@@ -194,7 +213,7 @@ def read_scale(mean: Path, std: Path, widths: Callable[[int], tuple[int, ...]], 
         values.append(_load(path))
         if values[-1].ndim != 1 or not np.isfinite(values[-1]).all() or not widths(len(values[-1])):
             raise UserError(f"{path} has the shape {values[-1].shape} or is not finite: the published one would do")
-    total, allowed = len(values[0]), widths(len(values[0]))
+    total, allowed, fps = len(values[0]), widths(len(values[0])), rate(len(values[0]))
     if len(values[1]) != total:
         raise UserError(f"{mean} has {total} numbers and {std} has {len(values[1])}: both must be of one data set")
     if config.channels not in allowed:
@@ -206,6 +225,9 @@ def read_scale(mean: Path, std: Path, widths: Callable[[int], tuple[int, ...]], 
     if config.fps not in (0, fps):
         raise UserError(f"data.fps is {config.fps:g}: these clips have {fps:g} frames per second, and vectors are not "
                         "resampled, set data.fps=0")  # fmt: skip
+    if not fps:
+        raise UserError(f"data.fps is 0, and no published data set has frames of {total} numbers: the rate is unknown, "
+                        "try data.fps = 20, or what it is")  # fmt: skip
     for key, left in (("classes", 0), ("action_dim", 0), ("mirror", False), ("unseen", 0)):
         if getattr(config, key):
             reason = "mirrored clips are in the folder" if key == "mirror" else "these clips have captions only"
@@ -215,16 +237,18 @@ def read_scale(mean: Path, std: Path, widths: Callable[[int], tuple[int, ...]], 
 
 
 def read_numbers(path: Path, total: int, channels: int) -> np.ndarray | Refused:
-    """The first ``channels`` numbers of each frame of a clip of [T, total], float32, or why it cannot be used.
-
-    Raises:
-        UserError: the file is damaged or of another data set.
-    """
+    """The first ``channels`` numbers of each frame of a clip of [T, total], float32, or why it cannot be used."""
     if not path.is_file():
         return Refused("missing", f"{path.name} is not in {path.parent.name}/")
-    array = _load(path)
+    try:
+        array = _load(path)
+    except UnreadableError:
+        raise
+    except UserError as error:
+        return Refused("damaged", str(error))
     if array.ndim != 2 or array.shape[1] != total:
-        raise UserError(f"{path} has the shape {array.shape}: a clip is [frames, {total}], replace or remove the file")
+        return Refused("damaged", f"{path} has the shape {array.shape}: a clip is [frames, {total}], replace or remove "
+                                  "the file")  # fmt: skip
     if len(array) < UNIT:
         return Refused("short", f"{path.stem} has {len(array)} frames, a motion has at least {UNIT}")
     bad = ~np.isfinite(array).all(axis=1)
@@ -237,11 +261,13 @@ def report(refused: list[Refused], listed: int, source: Path, log_to: logging.Lo
     """One warning per kind of trouble, with how many clips have it and which is the first.
 
     Raises:
-        UserError: no clip is left.
+        UserError: no clip is left, or more than FEW and more than ``text_files.SHARE`` of them are damaged.
     """
     if len(refused) == listed:
         first = refused[0].detail if refused else "it lists none"
         raise UserError(f"no clip of {source} can be used, {first}: put the files there, or correct the list")
+    damaged = [r.detail for r in refused if r.damaged]
+    check_share(damaged, listed, f"clips of {source}", FEW)
     for kind in dict.fromkeys(r.kind for r in refused):
         same = [r for r in refused if r.kind == kind]
         log_to.warning("left out %d of %d clips of %s: %s%s", len(same), listed, source.name, same[0].detail,
@@ -249,19 +275,25 @@ def report(refused: list[Refused], listed: int, source: Path, log_to: logging.Lo
 
 
 def read_list(path: Path) -> list[str]:
-    """Names, one a line, without empty lines and repetitions."""
+    """Names, one a line, without empty lines and repetitions; lines that are not text are left out with a warning."""
     try:
-        return list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except UnreadableError:
+        raise
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read ({error}): it is a list of names, one a line") from None
+    wrong = [f"line {line.number} {line.wrong}" for line in lines if line.wrong]
+    check_share(wrong, len(lines), f"lines of {path}")
+    if wrong:
+        log.warning("left out %d of %d lines of %s: %s", len(wrong), len(lines), path.name, wrong[0])
+    return list(dict.fromkeys(name for line in lines if not line.wrong for name in line.text.split()))
 
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError("it is no array of numbers")
+        return read_array(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): replace or remove it") from None
-    return array

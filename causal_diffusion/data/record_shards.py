@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import struct
 from collections.abc import Iterable
@@ -24,7 +25,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import check_file, create, read_bytes, retried, sealed, size_and_sha256, unsealed
 
+log = logging.getLogger(__name__)
+
+MOST_JSON = 2**32  # bytes: the captions of all clips are in it
 DTYPES = ("<f4", "<f2", "<i4", "|u1", "|b1")
 WRITING = "group_size:1,uncompressed"
 READING = "readahead_buffer_size:0,max_parallelism:0"
@@ -86,6 +91,7 @@ def write_shard(path: Path, records: Iterable[dict], work: Path) -> Shard:
     """
     partial, count = work / f"{path.name}.partial", 0
     with _disk_errors(path):
+        create(partial).close()  # not through a link
         writer = ArrayRecordWriter(str(partial), WRITING)
         for record in records:
             writer.write(pack(record))
@@ -100,11 +106,15 @@ def write_shard(path: Path, records: Iterable[dict], work: Path) -> Shard:
 
 
 def write_json(path: Path, value, work: Path) -> None:
-    """A JSON object, one key per line, that stands at ``path`` whole and flushed to disk, or not at all."""
+    """A JSON object, one key per line, that stands at ``path`` whole and flushed to disk, or not at all.
+
+    It carries its own digest, which ``read_json`` compares.
+    """
+    value = sealed(value)
     lines = (f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items())
     partial = work / f"{path.name}.partial"
     with _disk_errors(path):
-        with open(partial, "wb") as file:
+        with create(partial) as file:
             file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
             file.flush()
             os.fsync(file.fileno())
@@ -112,16 +122,35 @@ def write_json(path: Path, value, work: Path) -> None:
         _flush_folder(path.parent)
 
 
+def read_json(path: Path) -> dict:
+    """The object of a file of ``write_json``. Of an earlier version, without a digest, a warning says so.
+
+    Raises:
+        ValueError: it is no JSON object, or does not match its digest.
+        FileNotFoundError, NotAFileError, UnreadableError: see ``file_access``.
+    """
+    content = json.loads(read_bytes(path, MOST_JSON))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    content, has_digest = unsealed(content)
+    if not has_digest:
+        log.warning("%s is of schema version 1, without a checksum of itself", path)
+    return content
+
+
 def damage_of(folder: Path, shard: Shard, contents: bool = True) -> str:
-    """Why the file is not what was written, in a few words; '' if it is. ``contents``: reads all of it."""
+    """Why the file is not what was written, in a few words; '' if it is. ``contents``: reads all of it.
+
+    Raises:
+        UnreadableError: it cannot be read now, so that nothing is known of it.
+    """
+    path = folder / shard.file
     try:
-        state = (folder / shard.file).stat()
-        if state.st_size != shard.bytes:
-            return f"has {state.st_size:,} bytes instead of {shard.bytes:,}"
-        if contents:
-            with open(folder / shard.file, "rb") as file:
-                if _digest(file) != shard.sha256:
-                    return "does not match its checksum"
+        size = retried(path, lambda: check_file(path))
+        if size != shard.bytes:
+            return f"has {size:,} bytes instead of {shard.bytes:,}"
+        if contents and size_and_sha256(path)[1] != shard.sha256:
+            return "does not match its checksum"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -17,7 +17,6 @@ the 24 joints and turning is by the whole angle:
                                     292 : 296  contacts of the left and right feet
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -34,7 +33,8 @@ from causal_diffusion.data.motion_folder import (
     read_scale,
     report,
 )
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.text_files import check_share, read_json
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ class SnapMoGen(MotionFolder):
         }
         found = find_folder(config.path, ("SnapMoGen",), parts, "SnapMoGen")
         widths = {WIDTH: (WIDTH, ESSENTIAL)}
-        scale, _ = read_scale(found["mean"], found["std"], lambda total: widths.get(total, ()), config, FPS)
+        scale, _ = read_scale(
+            found["mean"], found["std"], lambda total: widths.get(total, ()), config, lambda total: FPS
+        )
         captions = _read_captions(found["all_caption_clean.json"])
         stretches = _read(found["ids"], found["renamed_feats/"], captions, config.channels)
         super().__init__(config, split, stretches, scale, FPS, None)
@@ -72,7 +74,11 @@ class SnapMoGen(MotionFolder):
 def _read(listed: Path, features: Path, captions: dict[str, tuple[Caption, ...]], channels: int) -> list[Stretch]:
     ids, refused, stretches, recordings = read_list(listed), [], [], {}
     for number, clip in enumerate(ids, 1):
-        name, start, stop = _parse(clip, f"{listed} clip {number}")
+        try:
+            name, start, stop = _parse(clip, f"{listed} clip {number}")
+        except UserError as error:
+            refused.append(Refused("damaged", str(error)))
+            continue
         if name not in recordings:
             recordings[name] = read_numbers(features / f"{name}.npy", WIDTH, channels)
         numbers = recordings[name]
@@ -102,18 +108,23 @@ def _parse(clip: str, where: str) -> tuple[str, int, int]:
 
 
 def _read_captions(path: Path) -> dict[str, tuple[Caption, ...]]:
-    """Of every clip that has one at least."""
+    """Of every clip that has one at least; what is no entry is left out with a warning."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): replace it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no table of clips: replace it by the published one")
-    captions = {}
+    captions, wrong = {}, []
     for clip, sentences in content.items():
         texts = [sentences.get(kind, []) for kind in ("manual", "gpt")] if isinstance(sentences, dict) else [None]
         if not all(isinstance(some, list) and all(isinstance(text, str) for text in some) for some in texts):
-            raise UserError(f'{path}: {clip} has no captions of the form {{"manual": [sentence], "gpt": [sentence]}}')
-        if of_clip := tuple(Caption(text.strip()) for some in texts for text in some if text.strip()):
+            wrong.append(f'{path}: {clip} has no captions of the form {{"manual": [sentence], "gpt": [sentence]}}')
+        elif of_clip := tuple(Caption(text.strip()) for some in texts for text in some if text.strip()):
             captions[clip] = of_clip
+    check_share(wrong, len(content), f"entries of {path}")
+    if wrong:
+        log.warning("left out %d of %d entries of %s: %s", len(wrong), len(content), path.name, wrong[0])
     return captions

@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.data.array_source import to_unit_range
 from causal_diffusion.data.clip_list import CLIP_LIST, Clip, read_actions, read_clip_list
 from causal_diffusion.data.config import DataConfig, held_out_count
 from causal_diffusion.data.video_decode import DecodedVideo, UndecodableError, decode_video
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import as_floats
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class VideoFolder:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         stretch, window = self._locate(range(len(self))[i])
-        element = {"video": to_unit_range(self._library.videos[stretch.clip.file].frames[window])}
+        element = {"video": as_floats(self._library.videos[stretch.clip.file].frames[window])}
         if self._config.classes:
             element["label"] = np.asarray(stretch.clip.label, np.int32)
         if self._config.action_dim:

@@ -38,14 +38,15 @@ MAGI-1 does at low noise. ``rescale`` pulls the spread of the mix m back to that
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from causal_diffusion.diffusion.steering import OBSERVED
+from causal_diffusion.ranges import INSIDE, SHARE, SIZE, WEIGHT, Range, check_numbers
 
 Array = Any
+SCALE = Range(0, 1_000)
 
 
 class Branch(NamedTuple):
@@ -83,15 +84,16 @@ class Guidance:
         for name in self.drop:
             if name not in CONDITIONS:
                 raise ValueError(f"guidance.drop has {name!r}; conditions are {', '.join(CONDITIONS)}")
-        if len(self.interval) != 2 or not 0.0 <= self.interval[0] < self.interval[1] <= 1.0:
+        check_numbers(
+            self, "guidance", scale=SCALE, interval=SHARE, rescale=SHARE, history_scale=SCALE, level=SHARE,
+            lengths=SIZE, scales=Range(-1_000, 1_000), observe_scale=WEIGHT, observe_std=WEIGHT, observe_levels=INSIDE,
+        )  # fmt: skip
+        if len(self.interval) != 2 or not self.interval[0] < self.interval[1]:
             raise ValueError(f"guidance.interval is {self.interval}; it is two rising levels in [0, 1]")
-        for name in ("rescale", "level"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"guidance.{name} is {getattr(self, name)}; it lies in [0, 1]")
-        if len(self.lengths) != len(self.scales) or min(self.lengths, default=1) < 1:
+        if len(self.lengths) != len(self.scales):
             raise ValueError(
-                f"guidance.lengths is {self.lengths} and guidance.scales is {self.scales}: one weight for every length "
-                f"of at least one frame; guidance.scales = {(1.0,) * len(self.lengths)} would do"
+                f"guidance.lengths is {self.lengths} and guidance.scales is {self.scales}: one weight for every "
+                f"length; guidance.scales = {(1.0,) * len(self.lengths)} would do"
             )
         if bool(self.lengths) != (self.kind == "history_temporal"):
             lengths, scales = ((1,), (1.0,)) if not self.lengths else ((), ())
@@ -105,11 +107,6 @@ class Guidance:
     def _check_observed(self):
         if self.observe not in OBSERVED:
             raise ValueError(f"guidance.observe is {self.observe!r}; it is one of {', '.join(OBSERVED)}")
-        for name in ("observe_scale", "observe_std"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"guidance.{name} is {getattr(self, name)}; it is finite and not negative")
-        if not all(0.0 < level < 1.0 for level in self.observe_levels):
-            raise ValueError(f"guidance.observe_levels is {self.observe_levels}; quantile levels lie in (0, 1)")
         for name, form, unset in (("observe_std", "gaussian", 0.0), ("observe_levels", "quantile", ())):
             if getattr(self, name) != unset and self.observe != form:
                 raise ValueError(

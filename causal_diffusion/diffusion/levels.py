@@ -63,6 +63,7 @@ import numpy as np
 
 from causal_diffusion.diffusion import fopp
 from causal_diffusion.diffusion.process import PRESENTED
+from causal_diffusion.ranges import POSITIVE, SHARE, SIZE, SIZE_OR_NONE, Range, check_numbers
 
 Array = Any
 EDM_SIGMAS = (2e-3, 80.0)  # what edm_log_normal is clipped to, in units of data_std
@@ -102,18 +103,11 @@ class Levels:
         for name, table in CHOICES.items():
             if getattr(self, name) not in table:
                 raise ValueError(f"levels.{name} is {getattr(self, name)!r}; it is one of {', '.join(table)}")
-        for name, low in (("prefix_stride", 1), ("chunk", 1), ("in_flight", 1), ("known", 0), ("grid", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"levels.{name} is {getattr(self, name)}; it is at least {low}")
-        if not 0.0 <= self.context <= 1.0:
-            raise ValueError(f"levels.context is {self.context}; a level lies in [0, 1]")
-        if not -1.0 <= self.context_label_at <= 1.0:
-            raise ValueError(f"levels.context_label_at is {self.context_label_at}; it lies in [-1, 1]")
-        if not 0.0 <= self.clean <= 1.0:
-            raise ValueError(f"levels.clean is {self.clean}; a probability lies in [0, 1]")
-        for name in ("std", "shift"):
-            if getattr(self, name) <= 0.0:
-                raise ValueError(f"levels.{name} is {getattr(self, name)}; it is positive")
+        check_numbers(
+            self, "levels", mean=Range(-100, 100), std=Range(0, 100, open_low=True), shift=POSITIVE,
+            grid=Range(0, 100_000), clean=SHARE, known=SIZE_OR_NONE, prefix_stride=SIZE, chunk=SIZE, in_flight=SIZE,
+            context=SHARE, context_label_at=Range(-1, 1),
+        )  # fmt: skip
         self._check_pairs()
 
     def _check_pairs(self):

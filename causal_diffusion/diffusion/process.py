@@ -54,6 +54,7 @@ import jax.numpy as jnp
 
 from causal_diffusion.diffusion.paths import BETAS, PATHS, TABLES, Path, published_label
 from causal_diffusion.diffusion.weights import WEIGHTS
+from causal_diffusion.ranges import BELOW_ONE, FRACTION, INSIDE, POSITIVE, WEIGHT, Range, check_numbers
 
 Array = Any
 SPACES = ("velocity", "x0", "noise", "v")
@@ -105,20 +106,11 @@ class Process:
             if value not in table:
                 names = ", ".join(repr(x) for x in table)
                 raise ValueError(f"process.{name} is {value!r}; it is one of {names}")
-        bounds = (
-            ("floor", 0.0 < self.floor <= 1.0, "it lies in (0, 1]"),
-            ("steps", self.steps >= 2, "it is at least 2"),
-            ("shift", self.shift > 0.0, "it is positive"),
-            ("data_std", self.data_std > 0.0, "it is positive"),
-            ("gamma", self.gamma > 0.0, "it is positive"),
-            ("decay", 0.0 <= self.decay < 1.0, "it lies in [0, 1)"),
-            ("vlb", self.vlb >= 0.0, "it is not negative"),
-            ("clip", self.clip >= 0.0, "it is not negative"),
-        )
-        for name, holds, law in bounds:
-            if not holds:
-                raise ValueError(f"process.{name} is {getattr(self, name)}; {law}")
-        rising = len(self.betas) == 2 and 0.0 < self.betas[0] <= self.betas[1] < 1.0
+        check_numbers(
+            self, "process", floor=FRACTION, steps=Range(2, 100_000), betas=INSIDE, shift=POSITIVE, data_std=POSITIVE,
+            gamma=POSITIVE, decay=BELOW_ONE, bias=Range(-100, 100), vlb=WEIGHT, clip=WEIGHT,
+        )  # fmt: skip
+        rising = len(self.betas) == 2 and self.betas[0] <= self.betas[1]
         if self.betas and not rising:
             raise ValueError(f"process.betas is {self.betas}; it is () or two numbers, 0 < first <= last < 1")
         table, shifts = self.path in TABLES, "levels.shift and schedule.shift move the levels instead"

@@ -47,9 +47,12 @@ import numpy as np
 
 from causal_diffusion.diffusion.grids import GRIDS, nearest, warp
 from causal_diffusion.diffusion.view import LookAhead, View, transitions
+from causal_diffusion.ranges import FRACTION, POSITIVE, Range, check_numbers
 
 __all__ = ["GRIDS", "OFFSETS", "LookAhead", "Schedule", "View", "law", "nearest", "transitions", "warp"]
 
+ROWS = Range(1, 2**12)  # of a schedule per block, and blocks side by side: matrices of rows x blocks are made
+ROWS_OR_NONE = Range(0, 2**12)
 SLIDING = ("pyramid", "rolling", "autoregressive")  # one block leaves at a time
 CHUNKED = ("full", "trapezoid", "interleaved", "refine")  # a stream denoises ``chunk`` blocks, emits them, starts over
 _ONLY = {  # fields that mean something for some offsets only
@@ -87,8 +90,11 @@ class Schedule:
         for name, table in (("offset", OFFSETS), ("grid", GRIDS)):
             if getattr(self, name) not in table:
                 raise ValueError(f"schedule.{name} is {getattr(self, name)!r}; it is one of {', '.join(table)}")
-        if self.steps < 1:
-            raise ValueError(f"schedule.steps is {self.steps}; at least 1 step is needed")
+        check_numbers(
+            self, "schedule", steps=ROWS, stride=ROWS_OR_NONE, in_flight=ROWS, chunk=ROWS, back=ROWS_OR_NONE,
+            repeats=Range(0, 1_000), guess=ROWS_OR_NONE, first_steps=ROWS_OR_NONE, shift=POSITIVE, t_max=FRACTION,
+            grid_steps=Range(1, 100_000), sigma_min=POSITIVE, sigma_max=POSITIVE, rho=POSITIVE, step_times=FRACTION,
+        )  # fmt: skip
         if self.offset in ("pyramid", "trapezoid") and not 0.0 < self.stride <= self.steps:
             raise ValueError(
                 f"schedule.stride is {self.stride} and schedule.steps is {self.steps}: a {self.offset}'s stride lies "
@@ -99,10 +105,6 @@ class Schedule:
                 f"schedule.in_flight is {self.in_flight} and schedule.steps is {self.steps}: between 1 and steps "
                 f"blocks are in flight; schedule.in_flight = {min(max(1, self.in_flight), self.steps)} would do"
             )
-        if self.offset == "real_time" and self.in_flight < 1:
-            raise ValueError(f"schedule.in_flight is {self.in_flight}; at least 1 block is in flight")
-        if self.chunk < 1:
-            raise ValueError(f"schedule.chunk is {self.chunk}; at least 1 block is emitted")
         self._check_only()
         self._check_times()
 
@@ -125,14 +127,8 @@ class Schedule:
                 f"schedule.guess is {self.guess} and schedule.steps is {self.steps}: the previous solution is taken "
                 f"for a level in 1 .. steps; schedule.guess = {max(1, self.steps // 4)} would do"
             )
-        if self.first_steps < 0:
-            raise ValueError(f"schedule.first_steps is {self.first_steps}; it is 0 or the steps of the first block")
 
     def _check_times(self):
-        if not 0.0 < self.t_max <= 1.0:
-            raise ValueError(f"schedule.t_max is {self.t_max}; it lies in (0, 1]")
-        if self.shift <= 0.0:
-            raise ValueError(f"schedule.shift is {self.shift}; it is positive, 1 leaves the steps uniform")
         if self.shift != 1.0 and self.grid != "uniform":
             raise ValueError(
                 f"schedule.shift is {self.shift} and schedule.grid is {self.grid!r}: only the uniform grid is shifted; "
@@ -144,11 +140,10 @@ class Schedule:
                     f"schedule.t_max is {self.t_max} and schedule.grid is 'edm': that grid starts at sigma_max; "
                     "schedule.t_max = 1.0 would do"
                 )
-            if not (0.0 < self.sigma_min < self.sigma_max and self.rho > 0.0):
+            if not self.sigma_min < self.sigma_max:
                 raise ValueError(
-                    f"schedule.sigma_min is {self.sigma_min}, schedule.sigma_max is {self.sigma_max} and schedule.rho "
-                    f"is {self.rho}: 0 < sigma_min < sigma_max and rho > 0; schedule.sigma_min = 0.002 with "
-                    "schedule.sigma_max = 80 with schedule.rho = 7 would do"
+                    f"schedule.sigma_min is {self.sigma_min} and schedule.sigma_max is {self.sigma_max}: the first is "
+                    "smaller; schedule.sigma_min = 0.002 with schedule.sigma_max = 80.0 would do"
                 )
         most = round(self.t_max * self.grid_steps)
         if self.grid == "discrete" and max(self.steps, self.first_steps) > most:

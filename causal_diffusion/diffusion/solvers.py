@@ -56,6 +56,7 @@ import jax
 import jax.numpy as jnp
 
 from causal_diffusion.diffusion.process import Process
+from causal_diffusion.ranges import SHARE, Range, check_numbers
 
 Array = Any
 
@@ -71,15 +72,12 @@ class SolverConfig:
     def __post_init__(self):
         if self.kind not in SOLVERS:
             raise ValueError(f"solver.kind is {self.kind!r}; it is one of {', '.join(SOLVERS)}")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"solver.eta is {self.eta}; it lies in [0, 1]")
+        check_numbers(self, "solver", eta=SHARE, order=Range(1, 2))
         if self.eta and self.kind != "ddim":
             raise ValueError(
                 f"solver.eta is {self.eta} and solver.kind is {self.kind!r}: only ddim scales its noise; "
                 "solver.eta = 0.0 would do"
             )
-        if self.order not in (1, 2):
-            raise ValueError(f"solver.order is {self.order}; it is 1 or 2")
         if self.order != 2 and self.kind != "unipc":
             raise ValueError(
                 f"solver.order is {self.order} and solver.kind is {self.kind!r}: only unipc comes in several orders; "

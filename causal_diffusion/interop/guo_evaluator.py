@@ -25,11 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from causal_diffusion.checkpoint.foreign import of_arrays
 from causal_diffusion.errors import UserError
-from causal_diffusion.interop.torch_file import read_torch
+from causal_diffusion.file_access import is_file
+from causal_diffusion.interop.torch_file import as_array, read_torch
 from causal_diffusion.nn.guo_evaluator import GuoConfig, GuoEvaluator
 
 NETWORKS = ("movement_encoder", "motion_encoder", "text_encoder")
+ANCHORS = ("main.0.weight", "input_emb.weight")  # each network has one of them
 MODULES = {
     "conv_0": "main.0", "conv_1": "main.3", "out": "out_net", "input": "input_emb",
     "head_in": "output_net.0", "head_norm": "output_net.1", "head_out": "output_net.3",
@@ -44,8 +47,8 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
         UserError: the path cannot be read, it holds other networks (the first name that differs is named), or a pickle
             of more than tensors and numbers.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = Path(path).expanduser()
+    if not is_file(path):
         raise UserError(f"{path} is no file; the evaluator's finest.tar would do")
     torch, content = read_torch(path)
     weights = {}
@@ -53,7 +56,9 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
         arrays = content.get(network) if isinstance(content, dict) else None
         if not isinstance(arrays, dict) or not all(isinstance(v, torch.Tensor) for v in arrays.values()):
             raise UserError(f"{path} has no {network} of tensors; {', '.join(NETWORKS)} would do")
-        weights |= {f"{network}.{name}": value.float().numpy() for name, value in arrays.items()}
+        arrays = {name: as_array(path, f"{network}.{name}", value) for name, value in arrays.items()}
+        arrays = of_arrays(path, arrays).within(*ANCHORS)
+        weights |= {f"{network}.{name}": arrays[name] for name in arrays.shapes}
     evaluator = GuoEvaluator(_sizes(path, weights))
     shapes = jax.eval_shape(evaluator.init, jax.random.key(0), jnp.zeros((1, 4, evaluator.config.channels)))["params"]
     params = {}

@@ -24,17 +24,20 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 from safetensors.numpy import save as serialised
 
+from causal_diffusion.checkpoint.foreign import Weights, open_weights
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
-from causal_diffusion.errors import UserError
-from causal_diffusion.interop.torch_file import read_torch
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import is_dir, is_file
+from causal_diffusion.interop.torch_file import read_torch_arrays
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
+from causal_diffusion.text_files import read_json
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+STEM = "diffusion_pytorch_model"
+CONFIG, WEIGHTS = "config.json", f"{STEM}.safetensors"
+ANCHORS = ("encoder.conv_in.weight", "encoder.conv1.weight")  # diffusers', and Wan's: one is in every file
 CLASS = "AutoencoderKLWan"
 
 # Of the latents of Wan 2.1's own weights, which a .pth does not tell.
@@ -78,13 +81,15 @@ def load(path: str | os.PathLike) -> tuple[VAE, dict]:
         UserError: the path cannot be read, its weights are those of another network (the first key that differs is
             named), or it is a pickle that holds more than tensors.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path).expanduser()
+    if is_dir(path):
+        if not is_file(path / CONFIG) and is_file(path / "vae" / CONFIG):
+            raise UserError(f"{path} is the folder of a whole pipeline: try {path / 'vae'}")
         config, mean, std = _read_config(path / CONFIG)
-        weights = _read_safetensors(path / WEIGHTS)
+        weights = _open(path)
         naming = DIFFUSERS
     else:
-        weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        weights = _open(path)
         naming, config = _infer(path, weights)
         mean, std = (MEAN, STD) if config == VideoVAEConfig() else ((), ())
     return VAE(VAEConfig("video", video=config), mean, std), _to_ours(path, config, naming, weights)
@@ -139,7 +144,9 @@ def _config_of(vae):
 def _read_config(path):
     """diffusers' config.json -> (VideoVAEConfig, mean, std)."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; the folder of an {CLASS} has one") from error
     if not isinstance(said, dict) or said.get("_class_name") != CLASS:
@@ -170,28 +177,20 @@ def _checked(path, given):
         raise UserError(f"{path}: {reason_of(error)}") from error
 
 
-def _read_safetensors(path):
-    """A .safetensors file -> {key: float array}."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
-
-
-def _read_pickle(path):
-    """A .pth file -> {key: float32 array}; nothing that it says is run."""
-    if not path.is_file():
+def _open(path) -> Weights:
+    """The weights of a folder or file, without what stands before every name."""
+    if not (is_dir(path) or path.exists() or path.is_symlink()):
         raise UserError(f"{path} is neither a file nor the folder of an {CLASS}")
-    torch, weights = read_torch(path)
-    for key, value in weights.items() if isinstance(weights, dict) else (("the file", weights),):
-        if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: {key} is a {type(value).__name__}; tensors by name, and nothing else, would do")
-    return {key: value.float().numpy() for key, value in weights.items()}
+
+    def read_pickle(file):
+        return read_torch_arrays(file, *ANCHORS)
+
+    return open_weights(path, stem=STEM, read_pickle=read_pickle).within(*ANCHORS)
 
 
 def _infer(path, weights):
     """A file's weights -> (how they are named, the sizes that their shapes tell)."""
-    shapes = {key: value.shape for key, value in weights.items()}
+    shapes = weights.shapes
     naming = WAN if "encoder.conv1.weight" in shapes else DIFFUSERS
     conv_in, stages, conv, pointwise = (
         ("conv_in", "down_blocks", "conv1", "post_quant_conv"), ("conv1", "downsamples", "residual.2", "conv2")
@@ -267,7 +266,7 @@ def _to_ours(path, config, naming, weights):
     """Their weights as our tree, float32."""
     leaves = _leaves(config)
     theirs = {keys: _theirs(config, naming, keys, leaf.shape) for keys, leaf in leaves.items()}
-    given = {key: tuple(value.shape) for key, value in weights.items()}
+    given = weights.shapes
     for key in given:
         if re.match(r"encoder\.(downsamples\.0\.downsamples|down_blocks\.0\.resnets)\.", key):
             raise UserError(f"{path}: {key} is of Wan 2.2's form, and cannot be read; weights of Wan 2.1's would do")

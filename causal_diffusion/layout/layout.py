@@ -7,6 +7,7 @@ import numpy as np
 
 from causal_diffusion.layout.clauses import CLAUSES, narrowed, with_shared
 from causal_diffusion.layout.ids import CLEAN, COARSE, NOISY, REFERENCE, Ids, concatenate
+from causal_diffusion.ranges import SHARE, SIZE, SIZE_OR_NONE, Range, check_numbers
 
 Array = Any
 
@@ -31,9 +32,12 @@ class Layout:
     def __post_init__(self):
         if self.kind not in CLAUSES:
             raise ValueError(f"layout.kind is {self.kind!r}; it is one of {', '.join(CLAUSES)}")
-        if self.block < 1:
-            raise ValueError(f"layout.block is {self.block}; a block has at least 1 frame")
-        if not 0 <= self.first <= self.block:
+        check_numbers(
+            self, "layout", block=SIZE, first=SIZE_OR_NONE, window=SIZE_OR_NONE, sinks=SIZE_OR_NONE, gap=SIZE_OR_NONE,
+            copies=Range(1, 1_000), coarse=SIZE_OR_NONE, reference=Range(0, 1), knot=SIZE_OR_NONE, ranges=SIZE,
+            range_levels=SHARE,
+        )  # fmt: skip
+        if self.first > self.block:
             raise ValueError(
                 f"layout.first is {self.first} and layout.block is {self.block}: the first block is no longer than "
                 f"the others, layout.first = {self.block} would do"
@@ -44,13 +48,13 @@ class Layout:
             )
         for name in ("window", "sinks", "gap"):
             size = getattr(self, name)
-            if size < 0 or size % self.block:
-                low = max(0, size // self.block * self.block)
+            if size % self.block:
+                low = size // self.block * self.block
                 raise ValueError(
                     f"layout.{name} is {size} and layout.block is {self.block}: whole blocks are kept, "
                     f"so layout.{name} = {low} or {low + self.block} would do"
                 )
-        if self.copies < 1 or (self.copies > 1 and self.kind != "teacher_forcing"):
+        if self.copies > 1 and self.kind != "teacher_forcing":
             raise ValueError(
                 f"layout.copies is {self.copies} and layout.kind is {self.kind!r}: several noisy copies share the "
                 "clean one of 'teacher_forcing'; layout.copies = 1 would do"
@@ -65,17 +69,15 @@ class Layout:
                 f"layout.coarse is {self.coarse}, layout.kind is {self.kind!r} and layout.block is {self.block}: "
                 "whole blocks of a causal stream can be coarse; layout.coarse = 0 would do"
             )
-        if self.reference not in (0, 1):
-            raise ValueError(f"layout.reference is {self.reference}; there is one reference frame (1) or none (0)")
         if self.knot and self.kind != "teacher_forcing":
             raise ValueError(
                 f"layout.knot is {self.knot} and layout.kind is {self.kind!r}: a frame of two noisy blocks needs the "
                 "clean copy of 'teacher_forcing', which tells them apart; layout.knot = 0 would do"
             )
-        if not 0 <= self.knot < self.block:
+        if self.knot >= self.block:
             raise ValueError(
                 f"layout.knot is {self.knot} and layout.block is {self.block}: a knot is a part of the next block, "
-                f"layout.knot = {max(0, min(self.knot, self.block - 1))} would do"
+                f"layout.knot = {self.block - 1} would do"
             )
 
     def _check_ranges(self):
@@ -91,8 +93,6 @@ class Layout:
                 f"layout.ranges is {self.ranges} and layout.range_levels is {self.range_levels}: falling levels part "
                 f"the stages, layout.range_levels = {even} would do"
             )
-        if self.ranges and min(self.ranges) < 1:
-            raise ValueError(f"layout.ranges is {self.ranges}; a block sees at least itself, which counts 1")
 
     @property
     def separate_clean(self) -> bool:

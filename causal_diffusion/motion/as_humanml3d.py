@@ -5,6 +5,8 @@ import numpy as np
 from causal_diffusion.motion.skeleton import HUMANML3D, Motion
 
 _CALLED = {"pelvis": "hips", "left_foot": "left_toe", "right_foot": "right_toe"}  # joint -> role; others are called so
+_MADE = ("spine1", "spine2", "spine3", "left_collar", "right_collar")
+NEEDED = tuple(_CALLED.get(name, name) for name in HUMANML3D.names if name not in _MADE)  # roles
 
 
 def as_humanml3d(motion: Motion) -> np.ndarray:

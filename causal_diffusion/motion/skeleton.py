@@ -7,13 +7,12 @@ the joints are at x_j, their frames turned by G_j:
 
 Metres, y up, facing +z with the left at +x. Files name joints in their own ways. Two that are each other's mirror
 images are found by their names ('left_hip', 'UpperLeg_L', 'LeftUpLeg', 'LHipJoint', 'lhand'), and so are those that
-play a role that the representations need: see ``Skeleton.roles``.
+play a role that the representations need: see ``joint_names`` and ``Skeleton.roles``.
 """
 
 import dataclasses
 import difflib
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,28 +22,9 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.motion import rotations as rot
+from causal_diffusion.motion.joint_names import MIDDLE, OTHER, SIDED, split
 
 Array = Any
-
-# Per role the joint names, without their side, in the order in which they are looked for: 'shoulder' is the collar bone
-# where there is an 'upperarm', and 'foot' the toes where there is an 'ankle'.
-_MIDDLE = {
-    "hips": ("hips", "pelvis", "hip"),
-    "neck": ("neck", "neck1", "lowerneck"),
-    "head": ("head",),
-}
-_SIDED = {
-    "hip": ("upperleg", "upleg", "thigh", "hip"),
-    "knee": ("knee", "lowerleg", "leg", "calf", "shin"),
-    "ankle": ("ankle", "foot"),
-    "toe": ("toes", "toe", "toebase", "ball", "foot"),
-    "shoulder": ("upperarm", "uparm", "arm", "shoulder"),
-    "elbow": ("elbow", "lowerarm", "forearm"),
-    "wrist": ("wrist", "hand"),
-}
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
-_OTHER = {"left": "right", "right": "left"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +120,10 @@ class Skeleton:
             if side is None:
                 mirrored.append(j)
                 continue
-            same, other = found[side, stem], found.get((_OTHER[side], stem), [])
+            same, other = found[side, stem], found.get((OTHER[side], stem), [])
             if len(same) != len(other):
                 raise UserError(
-                    f"joint {self.names[j]!r} has no mirror image: a {_OTHER[side]} joint named the same way would do"
+                    f"joint {self.names[j]!r} has no mirror image: a {OTHER[side]} joint named the same way would do"
                 )
             mirrored.append(other[same.index(j)])
         return tuple(mirrored)
@@ -156,8 +136,8 @@ class Skeleton:
         ``[]`` raises a UserError that says what the joint could be named.
         """
         found = {key: j for j, key in reversed(list(enumerate(self._sides)))}
-        roles = _Roles(hips=0)
-        for side, table in ((None, _MIDDLE), ("left", _SIDED), ("right", _SIDED)):
+        roles = _Roles(self.names)
+        for side, table in ((None, MIDDLE), ("left", SIDED), ("right", SIDED)):
             for role, stems in table.items():
                 joints = [found[side, stem] for stem in stems if (side, stem) in found]
                 joints = [j for j in joints if role == "hips" or j not in roles.values()]
@@ -168,8 +148,7 @@ class Skeleton:
     @functools.cached_property
     def _sides(self) -> tuple[tuple[str | None, str], ...]:
         """Per joint 'left', 'right' or None, and its name in lower case without side, prefix and punctuation."""
-        lower = {name.lower() for name in self.names}
-        return tuple(_split(name, lower) for name in self.names)
+        return split(self.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +169,24 @@ class Motion:
     fps: float
 
 
+class UnknownRole(UserError):
+    """No joint plays a role that is asked for."""
+
+
 class _Roles(dict):
+    def __init__(self, names):
+        super().__init__(hips=0)
+        self._names = names
+
     def __missing__(self, role):
         side, _, part = role.partition("_")
-        stems = _MIDDLE.get(role) or (_SIDED.get(part) if side in _OTHER else None)
+        stems = MIDDLE.get(role) or (SIDED.get(part) if side in OTHER else None)
         if stems is None:
             raise UserError(f"there is no role {role!r}: 'left_hip' would do")
-        named = stems if role in _MIDDLE else tuple(f"{side}_{stem}" for stem in stems)
-        raise UserError(f"the skeleton has no joint for {role!r}: one named {' or '.join(map(repr, named))} would do")
+        named = stems if role in MIDDLE else tuple(f"{side}_{stem}" for stem in stems)
+        shown = ", ".join(self._names[:40]) + (", ..." if len(self._names) > 40 else "")
+        raise UnknownRole(f"the skeleton has no joint for {role!r}: one named {' or '.join(map(repr, named))} would "
+                          f"do; its joints are {shown}")  # fmt: skip
 
 
 def of(names: Sequence[str], parents: Sequence[int]) -> Skeleton:
@@ -252,20 +241,6 @@ def _check(skeleton: Skeleton, positions: Array) -> None:
         raise UserError(
             f"positions {positions.shape} do not fit {skeleton.joints} joints: [..., {skeleton.joints}, 3] would do"
         )
-
-
-def _split(name: str, lower: set[str]) -> tuple[str | None, str]:
-    words = [word.lower() for word in _WORDS.findall(name.rpartition(":")[2])]
-    sides = [word for word in words if word in _SIDES]
-    if sides:
-        words.remove(sides[0])
-        return _SIDES[sides[0]], "".join(words)
-    stem = "".join(words)
-    for start, side in _SIDES.items():  # 'lhand', where the letter may as well begin a word as in 'lowerback'
-        other = {"l": "r", "left": "right", "r": "l", "right": "left"}[start]
-        if stem.startswith(start) and other + name.lower().removeprefix(start) in lower:
-            return side, stem.removeprefix(start)
-    return None, stem
 
 
 def _kind(x):

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import PIXELS
 
 Array = Any
 
@@ -38,6 +38,11 @@ class Geometry(NamedTuple):
     axes: int  # spatial axes: 0 of a series, 2 of a video
     channels: int  # of the data
     latent: int  # channels of a latent
+
+    @property
+    def pictures(self) -> bool:
+        """Whether frames are pictures, whose values lie in [-1, 1]."""
+        return self.axes == 2 and self.channels in PIXELS
 
     def latents(self, frames: int, start: bool = True) -> int:
         """How many latents a clip (or a later piece of one) of ``frames`` frames has. UserError: no whole number."""
@@ -152,10 +157,3 @@ def normal(keys, shape):
     """Standard normal numbers [B, *shape], those of a sample from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-
-def check_finite(video) -> None:
-    """UserError at the first frame of a clip, or of [B, T, ...], that holds a number that is none."""
-    bad = ~np.isfinite(np.asarray(video)).reshape(*np.shape(video)[:2], -1).all(axis=-1)
-    if bad.any():
-        clip, frame = (int(i) for i in np.argwhere(bad)[0])
-        raise UserError(f"frame {frame} of clip {clip} has a value that is not finite")

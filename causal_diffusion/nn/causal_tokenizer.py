@@ -35,6 +35,7 @@ from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narr
 from causal_diffusion.nn.causal_conv import Carry, CausalConv
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify, unpatchify
+from causal_diffusion.ranges import DEPTH, WIDTH, Range, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +56,21 @@ class TokenizerConfig:
     dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        for name in ("channels", "latent", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"vae.tokenizer.{name} is {getattr(self, name)}; it is at least 1, 1 would do")
-        if self.window < 1:
-            raise ValueError(
-                f"vae.tokenizer.window is {self.window}; it is at least 1, a stream keeps no more than that, 8 would do"
-            )
+        check_numbers(
+            self, "vae.tokenizer", channels=WIDTH, latent=WIDTH, width=WIDTH, depth=DEPTH, heads=WIDTH,
+            patch=Range(1, 2**10), size=Range(1, 2**14), window=Range(1, 2**16), codes=Range(1, 2**30),
+            levels=Range(2, 2**16),
+        )  # fmt: skip
         if self.width % self.heads:
             raise ValueError(
                 f"vae.tokenizer.width is {self.width} and vae.tokenizer.heads is {self.heads}: all of one width, "
                 f"vae.tokenizer.width = {self.heads * max(1, round(self.width / self.heads))} would do"
             )
-        if len(self.patch) != 3 or min(self.patch) < 1 or self.patch[1] != self.patch[2]:
+        if len(self.patch) != 3 or self.patch[1] != self.patch[2]:
             raise ValueError(
                 f"vae.tokenizer.patch is {self.patch}: frames, height and width, the last two equal, (2, 8, 8) would do"
             )
-        if len(self.size) != 2 or min(self.size) < 1 or any(n % self.patch[1] for n in self.size):
+        if len(self.size) != 2 or any(n % self.patch[1] for n in self.size):
             fits = tuple(self.patch[1] * max(1, round(n / self.patch[1])) for n in self.size)
             raise ValueError(
                 f"vae.tokenizer.size is {self.size} and vae.tokenizer.patch is {self.patch}: height and width in whole "

@@ -6,6 +6,9 @@ from causal_diffusion.nn.attention_backends import NAMES
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.remat import POLICIES
 from causal_diffusion.nn.rope import axis_widths
+from causal_diffusion.ranges import DEPTH, SIZE_OR_NONE, WIDTH, WIDTH_OR_NONE, Range, check_numbers
+
+WORDS = Range(0, 10_000_000)  # classes, or words: rows of an embedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +68,20 @@ class TransformerConfig:
             if getattr(self, name) not in allowed:
                 names = ", ".join(map(str, allowed))
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
-        least = dict(outputs=1, head_width=1, head_depth=1, time_every=1)
-        for name, low in (least | dict(period=0, prefix=0, registers=0, coarse=0, vocabulary=0)).items():
-            if getattr(self, name) < low:
-                raise ValueError(f"model.{name} is {getattr(self, name)}; it is at least {low}")
+        check_numbers(
+            self, "model", width=WIDTH, depth=DEPTH, heads=WIDTH, mlp=Range(1, 2**20), patch=WIDTH, channels=WIDTH,
+            outputs=Range(1, 2), theta=Range(1, 1e9), rope_split=WIDTH_OR_NONE, period=SIZE_OR_NONE, time_every=DEPTH,
+            prefix=SIZE_OR_NONE, registers=WIDTH_OR_NONE, coarse=WIDTH_OR_NONE, head_width=WIDTH, head_depth=DEPTH,
+            frequencies=Range(2, 2**16), classes=WORDS, action=WIDTH_OR_NONE, text=WIDTH_OR_NONE, vocabulary=WORDS,
+            text_layers=Range(1, 2),
+        )  # fmt: skip
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width is {self.width} and model.heads is {self.heads}: the width per head must be a whole "
                 f"even number, model.width = {2 * self.heads * max(1, round(self.width / (2 * self.heads)))} would do"
             )
-        if not 1 <= len(self.patch) <= 3 or min(self.patch) < 1:
-            raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space, each >= 1")
+        if not 1 <= len(self.patch) <= 3:
+            raise ValueError(f"model.patch is {self.patch}: one entry for time and up to two for space")
         if self.head == "diffusion" and self.coarse:
             raise ValueError(
                 f"model.head is 'diffusion' and model.coarse is {self.coarse}: coarse tokens are never predicted; "

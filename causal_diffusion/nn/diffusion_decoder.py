@@ -38,6 +38,7 @@ from causal_diffusion.nn.causal_conv import Carry
 from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNet, time_down
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify
+from causal_diffusion.ranges import BELOW_ONE, DEPTH, WEIGHT, WIDTH, Range, check_numbers
 
 DDIM = make(SolverConfig("ddim"))
 
@@ -69,15 +70,18 @@ class CDTConfig:
     dtype: str = "auto"  # of convolutions: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        for name in ("channels", "latent", "base", "unet", "patch", "blocks", "finest", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"vae.cdt.{name} is {getattr(self, name)}; it is at least 1, 1 would do")
-        if not self.multipliers or min(self.multipliers) < 1:
+        check_numbers(
+            self, "vae.cdt", channels=WIDTH, latent=WIDTH, base=WIDTH, unet=WIDTH, multipliers=Range(1, 2**10),
+            unet_multipliers=Range(1, 2**10), patch=Range(1, 2**10), blocks=DEPTH, finest=WIDTH, wide=Range(1, 255),
+            up=Range(1, 255), train_steps=Range(2, 100_000), train_from=BELOW_ONE, steps=Range(1, 1_000), noise=WEIGHT,
+        )  # fmt: skip
+        if not 1 <= len(self.multipliers) <= 10:
             raise ValueError(
-                f"vae.cdt.multipliers is {self.multipliers}: one whole number >= 1 for every stage, (1, 2) would do"
+                f"vae.cdt.multipliers is {self.multipliers}: one number for every stage, try vae.cdt.multipliers = "
+                "(1, 2)"
             )
         stages = len(self.multipliers)
-        if self.unet_multipliers and (len(self.unet_multipliers) < stages or min(self.unet_multipliers) < 1):
+        if self.unet_multipliers and len(self.unet_multipliers) < stages:
             raise ValueError(
                 f"vae.cdt.unet_multipliers is {self.unet_multipliers} and vae.cdt.multipliers is {self.multipliers}: "
                 f"at least one level for every stage, each >= 1, {tuple(range(1, stages + 1))} would do"
@@ -90,7 +94,7 @@ class CDTConfig:
                     f"stages, {given[-stages:]} would do"
                 )
         for name, default in (("wide", 7), ("up", 5)):
-            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+            if getattr(self, name) % 2 == 0:
                 raise ValueError(f"vae.cdt.{name} is {getattr(self, name)}; it is odd, {default} would do")
         if self.pad not in ("zeros", "edge"):
             raise ValueError(f"vae.cdt.pad is {self.pad!r}; it is zeros or edge, 'zeros' would do")
@@ -99,10 +103,6 @@ class CDTConfig:
                 f"vae.cdt.train_steps is {self.train_steps} and vae.cdt.steps is {self.steps}: at least as many and 2, "
                 f"vae.cdt.train_steps = 8192 would do"
             )
-        if not 0.0 <= self.train_from < 1.0:
-            raise ValueError(f"vae.cdt.train_from is {self.train_from}; it lies in [0, 1), 0.0 would do")
-        if self.noise < 0.0:
-            raise ValueError(f"vae.cdt.noise is {self.noise}; it is not negative, 0.8 would do")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"vae.cdt.dtype is {self.dtype!r}; one of auto, float32, bfloat16, 'auto' would do")
 

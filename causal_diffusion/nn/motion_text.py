@@ -29,7 +29,8 @@ from causal_diffusion.nn.attention import CrossAttention, dense
 from causal_diffusion.nn.block import norm
 from causal_diffusion.nn.causal_conv import CausalConv
 from causal_diffusion.nn.dtypes import compute_dtype
-from causal_diffusion.nn.motion_vae import Residual
+from causal_diffusion.nn.motion_vae import DILATED, Residual
+from causal_diffusion.ranges import WIDTH, WIDTH_OR_NONE, Range, check_numbers
 
 TEMPERATURE = 0.1  # at first
 COLDEST, HOTTEST = 0.01, 1.0  # what is learned stays between them
@@ -52,10 +53,11 @@ class MotionTextConfig:
     dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        least = dict(channels=1, width=1, depth=0, latent=1, time=1, text=0, vocabulary=0, tokens=1, heads=1)
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"motion_text.{name} is {getattr(self, name)}; it is at least {low}")
+        check_numbers(
+            self, "motion_text", channels=WIDTH, parts=WIDTH_OR_NONE, width=WIDTH, depth=DILATED, latent=WIDTH,
+            time=Range(1, 2**10), text=WIDTH_OR_NONE, vocabulary=Range(0, 10_000_000), tokens=Range(1, 4_096),
+            heads=WIDTH,
+        )  # fmt: skip
         if self.time & (self.time - 1):
             raise ValueError(f"motion_text.time is {self.time}; a power of 2, such as 4, would do")
         if self.width % self.heads:
@@ -65,7 +67,7 @@ class MotionTextConfig:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"motion_text.dtype is {self.dtype!r}; it is one of auto, float32, bfloat16")
         for i, part in enumerate(self.parts):
-            if not part or min(part) < 0 or max(part) >= self.channels:
+            if not part or max(part) >= self.channels:
                 raise ValueError(f"motion_text.parts[{i}] is {tuple(part)}; numbers from 0 to {self.channels - 1} do")
 
     @property

@@ -26,6 +26,10 @@ from causal_diffusion.nn.attention import dense
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow
 from causal_diffusion.nn.causal_conv import Carry, CausalConv, State
 from causal_diffusion.nn.dtypes import compute_dtype
+from causal_diffusion.ranges import WIDTH, WIDTH_OR_NONE, Range, check_numbers
+
+DILATED = Range(0, 10)  # residual blocks of a stage, whose dilations grow by a factor from one to the next
+FARTHEST = 2**16  # frames between two taps of a convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +46,15 @@ class MotionVAEConfig:
     dtype: str = "auto"  # of matmuls: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        least = dict(channels=1, latent=1, width=1, depth=0, dilation_growth=1, stages=0, align=0)
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"vae.motion.{name} is {getattr(self, name)}; it is at least {low}")
+        check_numbers(
+            self, "vae.motion", channels=WIDTH, latent=WIDTH, width=WIDTH, depth=DILATED, dilation_growth=Range(1, 100),
+            stages=Range(0, 10), align=WIDTH_OR_NONE,
+        )  # fmt: skip
+        if self.dilation_growth ** max(0, self.depth - 1) > FARTHEST:
+            raise ValueError(
+                f"vae.motion.dilation_growth is {self.dilation_growth} and vae.motion.depth is {self.depth}: the last "
+                f"dilation is at most {FARTHEST:,} frames, try vae.motion.dilation_growth = 3"
+            )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"vae.motion.dtype is {self.dtype!r}; it is one of auto, float32, bfloat16")
 

@@ -33,17 +33,15 @@ frames in [-1, 1], series of deviation about 1.
 """
 
 import functools
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
+from causal_diffusion.checkpoint.foreign import open_weights
 from causal_diffusion.errors import UserError
 
 Array = Any
@@ -76,31 +74,31 @@ def lpips_weights(path) -> LPIPSWeights:
     lpips' own (``net.slice1.0.weight`` ...).
 
     Raises:
-        UserError: no such file, another kind of file, or, by name, the first key that is missing, of another shape, not
-            finite, or unknown.
+        UserError: no such file, another kind of file, or, by name, the first key that is missing, of another shape,
+            other numbers than finite floating-point ones, or unknown.
     """
-    path = Path(path)
-    given = {re.sub(r"^net\.slice\d\.", "features.", key): value for key, value in _read(path).items()}
-    wanted = _wanted()
+    if not Path(path).exists():
+        raise UserError(f"no weights of LPIPS at {path}: give a .npz or .safetensors file")
+    weights = open_weights(path, convert=f"try {CONVERT} {path}")
+    path, weights = weights.path, weights.within("features.0.weight", "net.slice1.0.weight")
+    given = {re.sub(r"^net\.slice\d\.", "features.", key): key for key in weights.shapes}
+    wanted, arrays = _wanted(), {}
     for key, shape in wanted.items():
         if key not in given:
             raise UserError(f"{path} has no {key!r}: it must hold VGG16's convolutions and LPIPS' lin0 .. lin4")
-        if given[key].shape != shape:
-            raise UserError(f"{path}: {key!r} has the shape {given[key].shape}, in LPIPS with VGG16 it is {shape}")
-        if not np.isfinite(given[key].astype(np.float32)).all():
-            raise UserError(f"{path}: {key!r} has a value that is not finite")
+        if weights.shapes[given[key]] != shape:
+            there = weights.shapes[given[key]]
+            raise UserError(f"{path}: {key!r} has the shape {there}, in LPIPS with VGG16 it is {shape}")
+        arrays[key] = weights[given[key]]
     for key in given:
         if key not in wanted and not key.startswith(UNUSED):
             raise UserError(f"{path} has {key!r}, which LPIPS with VGG16 has not: give weights of that network")
 
-    def read(key):
-        return np.asarray(given[key], np.float32)
-
     convs = [f"features.{n}" for stage in LAYERS for n in stage]
     return LPIPSWeights(
-        tuple(jnp.asarray(read(f"{name}.weight").transpose(2, 3, 1, 0)) for name in convs),
-        tuple(jnp.asarray(read(f"{name}.bias")) for name in convs),
-        tuple(jnp.asarray(read(f"lin{i}.model.1.weight").reshape(-1)) for i in range(len(LAYERS))),
+        tuple(jnp.asarray(arrays[f"{name}.weight"].transpose(2, 3, 1, 0)) for name in convs),
+        tuple(jnp.asarray(arrays[f"{name}.bias"]) for name in convs),
+        tuple(jnp.asarray(arrays[f"lin{i}.model.1.weight"].reshape(-1)) for i in range(len(LAYERS))),
     )
 
 
@@ -113,28 +111,6 @@ def _wanted():
             shapes[f"features.{n}.bias"] = (width,)
             channels = width
     return shapes | {f"lin{i}.model.1.weight": (1, width, 1, 1) for i, width in enumerate(WIDTHS)}
-
-
-def _read(path):
-    """{key: array} of a file."""
-    if not path.is_file():
-        raise UserError(f"no weights of LPIPS at {path}: give a .npz or .safetensors file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # it has an exception of its own for each version
-            raise UserError(f"{path} is no readable .safetensors file: {_first_line(error)}") from None
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is no readable .npz file of arrays: {_first_line(error)}") from None
-    raise UserError(f"{path} is neither .npz nor .safetensors, and pickles are not read; convert: {CONVERT} {path}")
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def lpips(weights: LPIPSWeights, a, b, dtype=jnp.float32):

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, check_finite
+from causal_diffusion.frames import as_floats, take_frames
+from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
 from causal_diffusion.nn.causal_tokenizer import CausalTokenizer, TokenizerConfig
 from causal_diffusion.nn.diffusion_decoder import CDT, CDTConfig
 from causal_diffusion.nn.motion_vae import MotionVAE, MotionVAEConfig
@@ -100,11 +101,11 @@ class VAE:
 
         Args:
             params: of the network.
-            video: float in the range of the data, or uint8.
+            video: see ``causal_diffusion.frames``.
             piece: latents made at a time, in constant memory; 0: all at once. The same numbers either way.
 
         Raises:
-            UserError: a frame count, size or channel count that does not fit, or a frame that is not finite.
+            UserError: a frame count, size or channel count that does not fit, or values that are refused.
         """
         video = self.checked(video)
         if not piece:
@@ -160,15 +161,10 @@ class VAE:
             axes = "height, width, " if g.axes else ""
             raise UserError(f"clips have the shape {shape}: they are [clips, frames, {axes}{g.channels}]")
         g.latent_shape(shape[1:], start)
-        video = video if isinstance(video, jax.Array) else np.asarray(video)
-        if video.dtype == np.uint8:
-            return video.astype(np.float32) / 127.5 - 1.0
-        if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise UserError(f"clips are {video.dtype}: they are floating point in the range of the data, or uint8")
-        video = video.astype(np.float32)
-        if not isinstance(video, jax.core.Tracer):
-            check_finite(video)
-        return video
+        if isinstance(video, jax.core.Tracer):
+            return as_floats(video)
+        taken = take_frames("video", video, pictures=g.pictures)
+        return as_floats(video) if isinstance(video, jax.Array) else taken  # what is on devices stays there
 
     def _pieces(self, latents, piece):
         """The first latent alone where it is apart, then ``piece`` at a time."""

@@ -42,6 +42,7 @@ from causal_diffusion.nn.causal_conv import (
 )
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify, unpatchify
+from causal_diffusion.ranges import DEPTH, WIDTH, WIDTH_OR_NONE, Range, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +64,15 @@ class VideoVAEConfig:
     dtype: str = "auto"  # of convolutions: 'float32', 'bfloat16'; 'auto' is float32 on CPU, else bfloat16
 
     def __post_init__(self):
-        lows = dict(channels=1, base=1, decoder_base=0, latent=1, blocks=1, decoder_blocks=0, patch=1)
-        for name, low in lows.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"vae.video.{name} is {getattr(self, name)}; it is at least {low}, {low} would do")
-        if not self.multipliers or min(self.multipliers) < 1:
+        check_numbers(
+            self, "vae.video", channels=WIDTH, base=WIDTH, decoder_base=WIDTH_OR_NONE, latent=WIDTH,
+            multipliers=Range(1, 2**10), blocks=DEPTH, decoder_blocks=Range(0, 1_000), time_kernel=Range(1, 3),
+            patch=Range(1, 2**10),
+        )  # fmt: skip
+        if not 1 <= len(self.multipliers) <= 10:
             raise ValueError(
-                f"vae.video.multipliers is {self.multipliers}: one whole number >= 1 for every stage, (1, 2) would do"
+                f"vae.video.multipliers is {self.multipliers}: one number for every stage, try vae.video.multipliers = "
+                "(1, 2)"
             )
         if len(self.time_down) != len(self.multipliers) - 1:
             given = (*self.time_down, *(False,) * len(self.multipliers))[: len(self.multipliers) - 1]

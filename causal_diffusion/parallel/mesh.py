@@ -27,6 +27,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.ranges import Range, check_numbers
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -34,28 +35,42 @@ BATCH_AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Size of each axis, in devices. One may be -1: whatever the others leave."""
+    """Size of each axis, in devices. One may be -1: whatever the others leave.
+
+    Raises:
+      UserError: a size is neither positive nor -1, or two are -1.
+    """
 
     data: int = -1  # copies of the parameters, each with its share of the batch
     fsdp: int = 1  # devices that share parameters and batch
     context: int = 1  # devices that share the frames of a clip
     tensor: int = 1  # devices that share the heads and the MLP
 
+    def __post_init__(self):
+        check_numbers(self, "mesh", UserError, **dict.fromkeys(AXES, Range(-1, 2**20)))
+        odd = [axis for axis in AXES if getattr(self, axis) == 0]
+        odd += [axis for axis in AXES if getattr(self, axis) == -1][1:]
+        if odd:
+            raise UserError(f"mesh {self.sizes}: a size must be 1 or more, and one of them may be -1 (whatever is "
+                            f"left), try mesh.{odd[0]} = 1")  # fmt: skip
+
+    @property
+    def sizes(self) -> str:
+        """'data=2, fsdp=4, ...', for messages."""
+        return ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` (default: all devices on `data`) over `devices` (default: all of the job's).
 
     Raises:
-      UserError: a size is neither positive nor -1, two are -1, the sizes do not multiply to the number of devices, or
-        groups of devices differ in size.
+      UserError: the sizes do not multiply to the number of devices, or groups of devices differ in size.
     """
     config = config or MeshConfig()
     devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
-    asked = "mesh " + ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    asked = f"mesh {config.sizes}"
     free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
-        raise UserError(f"{asked}: a size must be 1 or more, and one of them may be -1 (whatever is left)")
     given = math.prod(size for axis, size in sizes.items() if axis not in free)
     if free and len(devices) % given:
         raise UserError(f"{asked}: {given} does not divide the number of devices, {len(devices)}; mesh.{free[0]} = -1 "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import check_values, take_frames
 from causal_diffusion.nn.vae import Codec
 
 
@@ -25,12 +26,13 @@ def encode_context(codec: Codec | None, recipe, context):
     """
     if codec is None or context is None:
         return context
-    given = np.asarray(context)
+    given = take_frames("context", context, pictures=False)  # or latents; the autoencoder knows the range of frames
     axes = len(recipe.frame_shape)
     if given.shape[-axes:] == recipe.frame_shape and given.shape[-1] != codec.geometry.channels:
         return given
     if given.ndim not in (axes + 1, axes + 2) or given.shape[-axes - 1] == 0:
         return None if given.size == 0 else given  # parse_context tells what is wrong
+    check_values("context", given, pictures=codec.geometry.pictures)
     single = given.ndim == axes + 1
     latents = np.asarray(codec.encode(given[None] if single else given))
     return latents[0] if single else latents

@@ -1,6 +1,5 @@
 """Writes the programs of a stream, for ``causal_diffusion.exported`` to read without the model's code."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,8 @@ from causal_diffusion.checkpoint.weights_file import write_weights
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.exported import FORMAT, META, PARAMETERS, check_flatbuffers, platform_of_device
+from causal_diffusion.file_access import sealed, size_and_sha256
+from causal_diffusion.ranges import SIZE, SIZE_OR_NONE, check_number
 from causal_diffusion.recipe import null_condition
 from causal_diffusion.streaming.pipeline import Pipeline
 from causal_diffusion.streaming.state import Action, Observed, sample_keys
@@ -42,7 +43,7 @@ def export_stream(
     """
     check_flatbuffers()
     platforms = tuple(platforms) or (platform_of_device(),)
-    _check(pipeline, batch, context, platforms)
+    _check(pipeline, batch, context, tokens, platforms)
     programs, facts = _programs(pipeline, batch, context, tokens)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,22 +57,23 @@ def export_stream(
     files = [PARAMETERS, *(f"{name}.bin" for name in programs)]
     facts |= dict(
         format=FORMAT, jax=jax.__version__, platforms=platforms, parameters=names,
-        config=json.loads(to_json(pipeline.config)),
-        files={name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
+        fingerprints=pipeline.maker.fingerprints(batch), config=json.loads(to_json(pipeline.config)),
+        files={name: size_and_sha256(out / name)[1] for name in files},
     )  # fmt: skip
-    write_whole(out / META, json.dumps(facts, indent=1).encode())
+    write_whole(out / META, json.dumps(sealed(facts), indent=1).encode())
     numbers = sum(np.size(array) for array in arrays.values())
     return (f"{out}: {', '.join(programs)} for {', '.join(platforms)}, batch {batch}, {context} frames of context; "
             f"{numbers:,} parameters")
 
 
-def _check(pipeline, batch, context, platforms):
+def _check(pipeline, batch, context, tokens, platforms):
     if pipeline.mesh is not None:
         raise UserError("this pipeline lies on a mesh: Pipeline.from_checkpoint(path) without one can be exported")
-    if batch < 1:
-        raise UserError(f"batch is {batch}; at least 1 sample is streamed")
-    if context < 0 or (context and (low := pipeline.recipe.layout.whole(context)) != context):
-        block, would = pipeline.recipe.layout.block, max(0, low) if context > 0 else 0
+    check_number("batch", batch, SIZE, error=UserError)
+    check_number("tokens", tokens, SIZE_OR_NONE, error=UserError)
+    check_number("context", context, SIZE_OR_NONE, error=UserError)
+    if context and ((low := pipeline.recipe.layout.whole(context)) != context):
+        block, would = pipeline.recipe.layout.block, max(0, low)
         raise UserError(f"context is {context} and a block has {block} frames: whole blocks, {would} would do")
     if pipeline.config.model.backend == "cudnn":
         raise UserError("model.backend is 'cudnn', whose kernels JAX does not export: model.backend = 'auto' would do")
@@ -127,6 +129,7 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
         steps=[(name, step) for name, (step, _) in steps.items()], capacity=capacity, pad=recipe.layout.pad,
         keys=str(jax.random.key_impl(jax.random.key(0))),
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
+        pictures=recipe.pictures,
         text=[] if condition.text is None else condition.text.shape[2:],
     )  # fmt: skip
     return programs, facts

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.frames import described as _shape
+from causal_diffusion.frames import take_frames
 from causal_diffusion.nn.embedders import Condition
 from causal_diffusion.nn.transformer import TransformerConfig
 from causal_diffusion.recipe import Recipe, null_condition
@@ -119,7 +121,7 @@ def parse_context(recipe: Recipe, context, batch: int) -> np.ndarray:
     """Given frames [T, *space, C] or [B, T, *space, C], float in data range or uint8 -> float32 [B, T, ...]."""
     if context is None:
         return np.zeros((batch, 0, *recipe.frame_shape), np.float32)
-    given = _frames("context", context)
+    given = take_frames("context", context, pictures=recipe.pictures)
     if given.ndim == 1 + len(recipe.frame_shape):
         given = np.broadcast_to(given[None], (batch, *given.shape))
     shape = f"[{batch}, frames, {', '.join(map(str, recipe.frame_shape))}]"
@@ -150,23 +152,18 @@ def parse_reference(recipe: Recipe, reference, context: np.ndarray, batch: int) 
         given = np.broadcast_to(given, (batch, *shape))
     if given.shape != (batch, *shape):
         raise UserError(f"cond['reference'] is {_shape(given)}; it is {list(shape)} or {[batch, *shape]}")
-    return _frames("cond['reference']", given)
+    return take_frames("cond['reference']", given, pictures=recipe.pictures)
 
 
 def parse_observed(recipe: Recipe, values, batch: int) -> np.ndarray | None:
-    """Values of new frames [T, *space, C] or [B, T, *space, C], NaN where unknown -> float32 [B, T, ...]."""
+    """Values of new frames [T, *space, C] or [B, T, *space, C], NaN where unknown, or uint8 -> float32 [B, T, ...]."""
     if values is None:
         return None
     if recipe.guidance.observe == "none":
         raise UserError(
             "guidance.observe is 'none' and there is cond['observed']; guidance.observe = 'square' would do"
         )
-    try:
-        given = np.asarray(values, np.float32)
-    except (TypeError, ValueError):
-        raise UserError(f"cond['observed'] is {str(values)[:40]!r}; it is an array of numbers") from None
-    if np.isinf(given).any():
-        raise UserError("cond['observed'] has an infinite value; unknown ones are NaN")
+    given = take_frames("cond['observed']", values, pictures=recipe.pictures, unknown=True)
     if given.ndim == 1 + len(recipe.frame_shape):
         given = np.broadcast_to(given[None], (batch, *given.shape))
     if given.ndim != 2 + len(recipe.frame_shape) or given.shape[0] != batch or given.shape[2:] != recipe.frame_shape:
@@ -249,14 +246,3 @@ def _numbers(name, value):
         raise UserError(f"{name} has a value that is not finite")
     return given
 
-
-def _frames(name, value):
-    """Frames, float in data range or uint8 -> float32."""
-    numbers, given = _numbers(name, value), np.asarray(value)
-    if given.dtype != np.uint8 and not jnp.issubdtype(given.dtype, jnp.floating):
-        raise UserError(f"{name} is {_shape(given)}; it is float in [-1, 1], or uint8")
-    return numbers / 127.5 - 1.0 if given.dtype == np.uint8 else numbers
-
-
-def _shape(array):
-    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"

@@ -12,14 +12,18 @@ import numpy as np
 
 from causal_diffusion.autoencoder import FOLDER, check_sizes, fingerprint, load_vae
 from causal_diffusion.checkpoint import beside, folder_of, load_tree, read_ema, read_meta
+from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.file_access import is_dir
 from causal_diffusion.motion.body import Body
 from causal_diffusion.nn.layers import join_projections, split_projections, unstack_layers
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
-from causal_diffusion.nn.text.encoder import open_text_encoder
+from causal_diffusion.nn.text.encoder import check_encoder, open_text_encoder
 from causal_diffusion.nn.vae import Codec
+from causal_diffusion.ranges import COUNT, SIZE, WEIGHT, check_number, is_number
 from causal_diffusion.recipe import build, null_condition
+from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime
 from causal_diffusion.streaming.inputs import (
     as_action,
@@ -32,6 +36,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.maker import Maker, WeightsOrigin
 from causal_diffusion.streaming.output import Output
 from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put, put_params, say_if_whole
 from causal_diffusion.streaming.programs import Programs
@@ -90,6 +95,15 @@ class Pipeline:
     def params(self, params):
         # Over `tensor` heads are dealt out, those of q, k and v alike; side by side they would not be.
         self.weights = join_projections(params) if self.mesh is None else params
+        self._origin = WeightsOrigin(self.weights)
+
+    @property
+    def maker(self) -> Maker:
+        """What the frames of its streams depend on beside config and seed."""
+        rollout, recipe = self.rollout, self.recipe
+        frames = rollout.in_flight * rollout.block + recipe.layout.knot
+        return Maker(self._origin, self.text, self.codec, rollout.loss, rollout.loss_scale,
+                     (frames, *recipe.frame_shape))  # fmt: skip
 
     @classmethod
     def from_checkpoint(cls, path, *, step: int | None = None, overrides=(), mesh=None) -> "Pipeline":
@@ -119,6 +133,7 @@ class Pipeline:
         ema = read_ema(folder, recipe.init_params, step, placing(mesh))
         codec = _codec(folder, config, meta["vae"]) if meta.get("vae") else None
         text = open_text_encoder(config.text, beside(folder, TEXT)) if config.text.encoder != "none" else None
+        check_encoder(folder, meta, text)
         return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")), mesh=mesh)
 
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
@@ -132,6 +147,7 @@ class Pipeline:
 
         A system that works on latents hands the loss latents.
         """
+        scale = check_number("scale", scale, WEIGHT, default=1.0, kind=float, error=UserError)
         return Pipeline(
             self.config, self.params, codec=self.codec, text=self.text, body=self.body, loss=loss, loss_scale=scale,
             mesh=self.mesh,
@@ -141,7 +157,7 @@ class Pipeline:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
         Args:
-            seed: sample i's noise depends on (seed, i) only.
+            seed: 0 .. 2^64 - 1; sample i's noise depends on (seed, i) only.
             frames: rounded up to whole blocks, then trimmed; where latents are decoded, decoded frames are counted.
             batch: samples.
             cond: dict of 'label' (int or [B]), 'text' (a prompt, or one for each sample; or condition tokens, [M, E] or
@@ -149,11 +165,13 @@ class Pipeline:
                 [B, T, A], one per new frame, the last is held) and 'context_action'; 'reference' ([*space, C] or
                 [B, *space, C], else the context's first frame); 'observed' ([T, *space, C] or [B, T, *space, C],
                 values of new frames, NaN where they are not known); whatever the system takes.
-            context: given frames, [T, *space, C] or [B, T, *space, C], float in data range or uint8; or, where the
-                system works on latents, latents in that place.
+            context: given frames, [T, *space, C] or [B, T, *space, C], uint8 pixels or floats in data range
+                (``causal_diffusion.frames``); or, where the system works on latents, latents in that place.
+
+        Raises:
+            UserError: an argument that the system does not take, or that is out of range.
         """
-        if frames < 1:
-            raise UserError(f"frames is {frames}; at least 1 frame can be generated")
+        frames = check_number("frames", frames, COUNT, default=64, error=UserError)
         session = self._begin(seed, batch, cond, context)
         wanted = frames if self.codec is None else latents_for(self.codec, frames, session.decoded)
         steps = math.ceil((wanted + session.void) / self.rollout.emit)
@@ -171,8 +189,8 @@ class Pipeline:
         return session
 
     def _begin(self, seed, batch, cond, context, ahead=False):
-        if batch < 1:
-            raise UserError(f"batch is {batch}; at least 1 sample is streamed")
+        seed = check_seed(seed)
+        batch = check_number("batch", batch, SIZE, error=UserError)
         say_if_whole(batch, self.mesh)
         watch = Watch()
         model, cond = self.recipe.model.config, dict(cond or {})
@@ -214,7 +232,7 @@ class Pipeline:
         seam. A block's prompt is that of its first frame, in decoded frames; the blocks that a stream begins with all
         have the first one.
         """
-        if not prompts or any(frames < 1 for _, frames in prompts):
+        if not prompts or any(not is_number(frames, int) or frames < 1 for _, frames in prompts):
             raise UserError(f"prompts is {prompts!r}; it is a list of (prompt, frames) with at least 1 frame each")
         ends = np.cumsum([frames for _, frames in prompts])
         session, now, parts, made = self.stream(seed, batch, {"text": prompts[0][0]}, context), 0, [], 0
@@ -257,7 +275,9 @@ class Pipeline:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
 
         Raises:
-            CheckpointError: a damaged file, or the stream of another system (the first differing key is named).
+            CheckpointError: a damaged file, or the stream of another system: the first differing key is named, or
+                whether weights, word list, text encoder, VAE or steering loss are others.
+            UnreadableError: the file cannot be read now.
         """
         _, meta = load_tree(path, None)
         identity, _ = differences(freeze(meta["config"]), self.config)
@@ -265,6 +285,7 @@ class Pipeline:
         for key, (old, new) in (identity | sampling).items():
             raise CheckpointError(f"{path} was saved with {key} = {old!r}; this pipeline has {new!r}")
         batch, model = meta["batch"], self.recipe.model.config
+        check_same(path, meta.get("fingerprints"), self.maker.fingerprints(batch), "try the pipeline that saved it")
         condition = jax.eval_shape(lambda: null_condition(model, batch))
         if meta["text"] is not None:
             shape, ids = (batch, 1, meta["text"]), model.vocabulary
@@ -311,7 +332,7 @@ def _shapes(key):
 def _codec(folder, config, made_with):
     """The autoencoder beside the checkpoints, or where the config says it is."""
     kept = beside(folder, FOLDER)
-    where = kept if kept.is_dir() else config.vae.checkpoint
+    where = kept if is_dir(kept) else config.vae.checkpoint
     vae, params = load_vae(where)
     check_sizes(vae, config.vae, where)
     if fingerprint(vae, params) != made_with["fingerprint"]:

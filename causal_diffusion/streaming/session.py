@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.checkpoint import save_tree
+from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.ranges import COUNT, check_number, is_number
 from causal_diffusion.streaming.decoding import encode_context, prime, replace_samples
 from causal_diffusion.streaming.inputs import (
     as_action,
@@ -31,6 +33,7 @@ from causal_diffusion.streaming.inputs import (
     take_actions,
     take_observed,
 )
+from causal_diffusion.streaming.maker import Maker
 from causal_diffusion.streaming.output import Output, begin_output
 from causal_diffusion.streaming.placement import put
 from causal_diffusion.streaming.state import Action, Observed, State, as_made
@@ -49,6 +52,7 @@ class Mark(NamedTuple):
     observed: np.ndarray | None = None  # known values of blocks to come
     decoder: Any = None  # what the decoder of latents remembers; None before its first block
     ahead: Output | None = None  # the block that was begun and not yet returned, of a session that is ahead
+    maker: Maker | None = None  # what made it, of a mark that a user holds
 
 
 class Session(Iterator):
@@ -103,8 +107,7 @@ class Session(Iterator):
         Schedules that denoise whole chunks emit a chunk where others emit a block. Latents come out decoded.
         """
         config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
-        if blocks < 1:
-            raise UserError(f"blocks is {blocks}; at least 1 block can be taken")
+        blocks = check_number("blocks", blocks, COUNT, error=UserError)
         given = parse_action(config.model, action, self.batch)
         if given is not None:
             entering = blocks * rollout.emit - self._void_entering()
@@ -207,10 +210,18 @@ class Session(Iterator):
 
     def mark(self) -> Mark:
         """A copy of this moment."""
-        return self._mark._replace(state=copy_tree(self._mark.state))
+        return self._mark._replace(state=copy_tree(self._mark.state), maker=self.pipeline.maker)
 
     def rewind(self, mark: Mark) -> None:
-        """Back to a mark of this stream; the mark stays good."""
+        """Back to a mark of this stream; the mark stays good.
+
+        Raises:
+            CheckpointError: the mark was made with other weights, another VAE, text encoder or steering loss (named).
+        """
+        maker, batch = self.pipeline.maker, len(mark.frame)
+        if mark.maker is not None and not maker.is_same(mark.maker):
+            check_same("the mark", mark.maker.fingerprints(batch), maker.fingerprints(batch),
+                       "try a mark of this stream")  # fmt: skip
         self._mark = mark._replace(state=copy_tree(mark.state))
 
     def fork(self) -> "Session":
@@ -229,7 +240,7 @@ class Session(Iterator):
             reference: another reference frame; None keeps its own.
             observed: values known of its new frames, [T, *space, C], NaN where unknown.
         """
-        if not 0 <= sample < self.batch:
+        if not is_number(sample, int) or not 0 <= sample < self.batch:
             raise UserError(f"there is no sample {sample}; samples are 0 .. {self.batch - 1}")
         pipeline, state, recipe = self.pipeline, self._mark.state, self.pipeline.recipe
         context = encode_context(pipeline.codec, recipe, None if context is None else np.asarray(context)[None])
@@ -269,6 +280,8 @@ class Session(Iterator):
             arrays["ahead"] = mark.ahead.fetch(Watch())
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
+            "schema": 2,
+            "fingerprints": self.pipeline.maker.fingerprints(self.batch),
             "config": json.loads(to_json(self.pipeline.recipe.config)),
             "seed": self.seed,
             "batch": self.batch,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from causal_diffusion import cache as caching
 from causal_diffusion.nn.transformer import EncodedCondition
+from causal_diffusion.seeds import random_key
 
 Array = Any
 
@@ -93,5 +94,5 @@ def as_made(state: State) -> State:
 
 
 def sample_keys(seed: int, batch: int) -> Array:
-    """Keys of samples 0 .. batch - 1: each depends on (seed, index) only."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
+    """Keys of samples 0 .. batch - 1: each depends on (seed, index) only. UserError: see ``seeds.random_key``."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.arange(batch))

@@ -8,9 +8,13 @@ from tqdm.auto import tqdm
 
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
+from causal_diffusion.ranges import COUNT, SIZE, SIZE_OR_NONE, Range, check_number
 from causal_diffusion.render.video import tile, write_video
+from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import latents_for
 from causal_diffusion.streaming.pipeline import Pipeline
+
+FPS = Range(0, 1_000, open_low=True)  # of a video file
 
 
 def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label=None, context=None, fps=None) -> None:
@@ -24,17 +28,16 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
         fps: of the file; None: that of the data, or 10.
     """
     config, block, codec = pipeline.config, pipeline.rollout.emit, pipeline.codec
-    for name, value in (("frames", frames), ("batch", batch)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}; it is at least 1")
-    if fps is not None and not fps > 0:
-        raise UserError(f"--fps is {fps}; it is above 0")
+    check_number("--frames", frames, COUNT, default=64, error=UserError)
+    check_number("--batch", batch, SIZE, error=UserError)
+    check_seed(seed, "--seed")
+    if fps is not None:
+        check_number("--fps", fps, FPS, default=10.0, kind=float, error=UserError)
     encodes = codec is not None and config.data.source != "latents"
     if context is None:
         context = config.evaluate.context
         context = codec.geometry.frames(context) if encodes else context
-    if context < 0:
-        raise UserError(f"--context is {context}; it is 0 (start from nothing) or more held-out frames")
+    check_number("--context", context, SIZE_OR_NONE, error=UserError)
     if context and config.data.source == "own":
         raise UserError("data.source is 'own', so held-out clips are not known here: start from nothing, --context=0")
     cond, given = {}, None

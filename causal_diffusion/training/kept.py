@@ -7,6 +7,7 @@ import jax
 
 from causal_diffusion import config as configs
 from causal_diffusion.data.captioned import captions_of
+from causal_diffusion.data.checked import Checked
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import open_text_encoder
 from causal_diffusion.nn.text.words import Words
@@ -19,9 +20,23 @@ def whole(tree):
     return jax.device_put(gathered(tree), jax.local_devices()[0])
 
 
-def meta_of(config, body=None) -> dict:
-    """The meta that every checkpoint has: config, versions, and what frames of motion mean."""
+def checked(source, config, frames: int | None = None) -> Checked:
+    """A source of a user's own, whose rows are checked against the config; ``frames``: of a clip, None: any number."""
+    takes = {"transformer": config.model, "motion_text": config.motion_text}.get(config.trains)
+    classes, vocabulary = getattr(takes, "classes", 0), getattr(takes, "vocabulary", 0)
+    return Checked(source, config.data, classes=classes, vocabulary=vocabulary, frames=frames)
+
+
+def meta_of(config, body=None, fingerprints: dict | None = None) -> dict:
+    """The meta that every checkpoint has: config, versions, fingerprints, and what frames of motion mean.
+
+    Args:
+        fingerprints: of what the run reads beside its data, see ``checkpoint.fingerprints``. The weights are covered by
+            the checksums of the checkpoint itself.
+    """
     meta = {
+        "schema": 2,
+        "fingerprints": fingerprints or {},
         "config": json.loads(configs.to_json(config)),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }

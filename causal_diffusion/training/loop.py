@@ -1,21 +1,22 @@
 """The train loop, to be read from top to bottom."""
 
 import contextlib
-import os
 import time
 
 import jax
 
 from causal_diffusion import config as configs
 from causal_diffusion.checkpoint import Checkpoints, Restored, read_meta
-from causal_diffusion.checkpoint.paths import as_path, local_part
+from causal_diffusion.checkpoint.paths import as_path, local_part, write_whole
 from causal_diffusion.data.pipeline import Loader, horizontal_flip, in_turn, random_crop
 from causal_diffusion.data.sources import make_source, spec_of
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.nn.text.encoder import check_encoder
 from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.parallel.mesh import batch_part, global_batch, make_mesh
 from causal_diffusion.training.guard import FaultWatch
 from causal_diffusion.training.interrupt import interruptible
+from causal_diffusion.training.kept import checked
 from causal_diffusion.training.logger import Logger
 from causal_diffusion.training.report import peak_of, summary, training_flops
 from causal_diffusion.training.runs import make_recipe, make_run
@@ -57,15 +58,19 @@ def train(config, workdir, source=None, held_out=None):
     checkpoints = Checkpoints(place / "checkpoints", keep=config.log.keep, keep_every=config.log.keep_every)
     if place != workdir:
         _say(f"checkpoints go to {checkpoints.directory}, logs and samples to {workdir.absolute()}")
-    if checkpoints.latest() is not None:
-        _check_identity(config, read_meta(checkpoints.directory), checkpoints.directory)
+    saved = read_meta(checkpoints.directory) if checkpoints.latest() is not None else None
+    if saved is not None:
+        _check_identity(config, saved, checkpoints.directory)
 
     # 1. Data. Order and augmentation are functions of the global sample index.
     crop = random_crop(config.train.crop) if config.train.crop else None
     augment = in_turn(crop, horizontal_flip if config.train.flip else None)
     own = source is not None
-    source = source if own else make_source(config.data, "train")
+    source = checked(source, config, config.data.frames) if own else make_source(config.data, "train")
+    held_out = held_out if held_out is None else checked(held_out, config)
     run = make_run(recipe, mesh, workdir, source)
+    if saved is not None:
+        check_encoder(checkpoints.directory, saved.meta, getattr(run, "text", None))
     source = run.dress(source)
     augment = in_turn(augment, run.augment(source))
     recipe, spec = run.recipe, run.spec(spec_of(source, config.data))
@@ -181,9 +186,7 @@ def _check_identity(config: configs.Config, saved: Restored, directory) -> None:
 def _write_config(config, workdir):
     if is_writer():
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = workdir / "config.json.partial"
-        partial.write_text(configs.to_json(config) + "\n")
-        os.replace(partial, workdir / "config.json")
+        write_whole(workdir / "config.json", (configs.to_json(config) + "\n").encode())
 
 
 def _say(text):

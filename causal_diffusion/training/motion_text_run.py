@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from causal_diffusion.checkpoint.fingerprints import of_text
 from causal_diffusion.data.captioned import Captioned
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
@@ -65,7 +66,7 @@ class MotionTextRun:
 
     def meta(self, ema, last: bool) -> dict:
         """What else a checkpoint keeps."""
-        return meta_of(self.recipe.config, self.body) | {"parts": self.recipe.model.config.parts}
+        return meta_of(self.recipe.config, self.body, of_text(self.text)) | {"parts": self.recipe.model.config.parts}
 
     def open(self, ema, held_out) -> None:
         """Gets ready to evaluate; ``held_out``: a source, None: as the config says, False: there is none."""

@@ -92,8 +92,6 @@ def make_optimizer(config: TrainConfig, labels=None) -> optax.GradientTransforma
 
     ``labels``: parameters -> tree of names of groups, whose norms are clipped apart; those named 'frozen' stay.
     """
-    if len(config.betas) != 2:
-        raise UserError(f"train.betas is {config.betas}; it holds two numbers, (0.9, 0.99) would do")
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"train.optimizer is {config.optimizer!r}; it is one of {', '.join(OPTIMIZERS)}")
     if labels is not None and config.optimizer == "muon":

@@ -22,11 +22,13 @@ from causal_diffusion.autoencoder import (
     save_vae,
     statistics_of,
 )
+from causal_diffusion.checkpoint.fingerprints import of_text
 from causal_diffusion.compatibility.autoencoder import clip_shapes
 from causal_diffusion.data.captioned import Captioned
 from causal_diffusion.data.composed import composed
 from causal_diffusion.data.latents import check_made_by
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import is_dir
 from causal_diffusion.motion_text import MotionTextRecipe, build_motion_text, features_of, load_motion_text
 from causal_diffusion.nn.layers import unstack_layers
 from causal_diffusion.nn.perceptual import lpips_weights
@@ -80,7 +82,7 @@ class TransformerRun:
 
     def _open_codec(self, config, source):
         kept = self._workdir / FOLDER
-        where = kept if kept.is_dir() else config.vae.checkpoint
+        where = kept if is_dir(kept) else config.vae.checkpoint
         if not where:
             raise UserError(
                 f"vae.form is {config.vae.form!r} and vae.checkpoint is '': name the workdir of the run that trained "
@@ -135,7 +137,8 @@ class TransformerRun:
 
     def meta(self, ema, last: bool) -> dict:
         """What else a checkpoint keeps."""
-        meta = meta_of(self.recipe.config, self.body)
+        made_with = of_text(self.text) | ({} if self.codec is None else {"vae": self.fingerprint})
+        meta = meta_of(self.recipe.config, self.body, made_with)
         if self.codec is not None:
             meta["vae"] = {"fingerprint": self.fingerprint} | statistics_of(self.codec.vae)
         return meta

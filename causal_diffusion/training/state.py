@@ -16,6 +16,7 @@ import optax
 
 from causal_diffusion.parallel.mesh import replicated
 from causal_diffusion.parallel.rules import param_shardings
+from causal_diffusion.seeds import random_key
 from causal_diffusion.training.guard import no_norms
 from causal_diffusion.training.optimizer import make_optimizer
 
@@ -95,7 +96,7 @@ def moment_shardings(opt_state, params, shardings, mesh):
 def sharded_state(recipe, mesh, seed: int) -> TrainState:
     """A fresh state laid out over the mesh."""
     _, shardings = abstract_state(recipe, mesh)
-    return jax.jit(lambda key: create(recipe, key), out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(lambda key: create(recipe, key), out_shardings=shardings)(random_key(seed))
 
 
 def apply_gradients(recipe, state: TrainState, grads, good=None) -> TrainState:

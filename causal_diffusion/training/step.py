@@ -111,11 +111,6 @@ def lower_step(recipe, mesh, spec: dict | None = None, *frozen, platforms=None):
     ``platforms``: ('tpu',) or the like, for a mesh that is abstract: one without devices, which is not compiled.
     """
     config = recipe.config.train
-    if config.batch % config.accumulate:
-        raise UserError(
-            f"train.batch is {config.batch} and train.accumulate is {config.accumulate}: micro-batches are equal, "
-            f"train.batch = {max(1, config.batch // config.accumulate) * config.accumulate} would do"
-        )
     check_mesh(recipe, mesh)
     spec = spec or clip_shapes(recipe.config)
     text = recipe.config.model.text if isinstance(recipe, Recipe) else 0

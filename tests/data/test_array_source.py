@@ -65,7 +65,7 @@ def test_values_out_of_range_name_the_clip(value, channels):
     video[1, 0, 0, 0, 0] = value
     source = ArraySource(video)
     assert source[0]["video"].max() == 0
-    with pytest.raises(UserError, match=r"clip 1 of video leaves \[-1, 1\]"):
+    with pytest.raises(UserError, match=r"clip 1 of video has (values from|a value that is not finite)"):
         source[1]
 
 
@@ -86,5 +86,5 @@ def test_a_config_states_any_number_of_channels_for_clips_of_ones_own():
     for source in ("moving_digits", "video_folder"):
         with pytest.raises(UserError, match=r"data.channels must be 1 \(grey\) or 3 \(RGB\), got 8"):
             dataclasses.replace(config, source=source)
-    with pytest.raises(UserError, match="data.channels must be at least 1, got 0"):
+    with pytest.raises(UserError, match="data.channels is 0; it is at least 1"):
         dataclasses.replace(config, channels=0)

@@ -14,6 +14,7 @@ from causal_diffusion.data.latents import Latents, check_made_by
 from causal_diffusion.data.pipeline import Loader
 from causal_diffusion.encode import encode_source
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import sealed
 from tests.data.toy_vae import SERIES, Pictures, Toy, ToyConfig, Whole
 
 FINGERPRINT = "ab" * 32
@@ -255,7 +256,7 @@ def test_a_damaged_meta(copy):
     text = path.read_text()
     path.write_text(text[:-100])
     assert f"{path} cannot be read: remove it" in refusal(copy / "pictures", **PICTURES)
-    path.write_text(text.replace('"format": 1', '"format": 2', 1))
+    path.write_text(json.dumps(sealed(json.loads(text) | {"format": 2})))
     assert f"{path} is of format 2, and this version reads 1: encode again" in refusal(copy / "pictures", **PICTURES)
 
 

@@ -50,20 +50,20 @@ def test_unknown_split():
 
 
 @pytest.mark.parametrize("key, value, message", [
-    ("frames", 0, "data.frames must be at least 1, got 0"),
-    ("height", -4, "data.height must be at least 1, got -4"),
-    ("width", 0, "data.width must be"),
-    ("stride", 0, "data.stride must be"),
-    ("digits", 0, "data.digits must be"),
-    ("fps", float("nan"), "data.fps must be at least 0, got nan"),
-    ("classes", -1, "data.classes must be"),
-    ("action_dim", -1, "data.action_dim must be"),
-    ("seed", -1, "data.seed must be"),
-    ("threads", -1, "data.threads must be"),
-    ("prefetch", -1, "data.prefetch must be"),
+    ("frames", 0, "data.frames is 0; it is at least 1, try data.frames = 1"),
+    ("height", -4, "data.height is -4; it is at least 1, try data.height = 1"),
+    ("width", 0, r"data.width is -?\d; .* try data.width = \d"),
+    ("stride", 0, r"data.stride is -?\d; .* try data.stride = \d"),
+    ("digits", 0, r"data.digits is -?\d; .* try data.digits = \d"),
+    ("fps", float("nan"), "data.fps is nan; it is at least 0, try data.fps = 0.0"),
+    ("classes", -1, r"data.classes is -?\d; .* try data.classes = \d"),
+    ("action_dim", -1, r"data.action_dim is -?\d; .* try data.action_dim = \d"),
+    ("seed", -1, r"data.seed is -?\d; .* try data.seed = \d"),
+    ("threads", -1, r"data.threads is -?\d; .* try data.threads = \d"),
+    ("prefetch", -1, r"data.prefetch is -?\d; .* try data.prefetch = \d"),
     ("channels", 2, r"data.channels must be 1 \(grey\) or 3 \(RGB\), got 2"),
-    ("speed", 0.0, "data.speed must be above 0"),
-    ("holdout", 1.0, "data.holdout is a share: .* below 1, got 1.0"),
+    ("speed", 0.0, "data.speed is 0.0; it is positive, try data.speed = 1.25"),
+    ("holdout", 1.0, r"data.holdout is 1.0; it lies in \[0, 1\), try data.holdout = 0.1"),
 ])
 def test_impossible_values_are_refused_at_once(key, value, message):
     with pytest.raises(UserError, match=message) as error:

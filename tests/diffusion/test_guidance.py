@@ -111,9 +111,9 @@ def test_every_space_mixes_alike(predict, kind):
     (dict(kind="cfg", lengths=(2,), scales=(1.0,)), "guidance.lengths = .. with guidance.scales = .. would do"),
     (dict(kind="history_temporal", lengths=(2, 3), scales=(1.0,)), "guidance.scales = .1.0, 1.0. would do"),
     (dict(observe="mean"), "guidance.observe is 'mean'; it is one of none, square, quantile, gaussian"),
-    (dict(observe="square", observe_scale=-1.0), "guidance.observe_scale is -1.0; it is finite and not negative"),
-    (dict(observe="gaussian", observe_std=float("inf")), "guidance.observe_std is inf; it is finite"),
-    (dict(observe="quantile", observe_levels=(0.5, 1.0)), "guidance.observe_levels is .0.5, 1.0.; quantile levels"),
+    (dict(observe="square", observe_scale=-1.0), "guidance.observe_scale is -1.0; it is at least 0"),
+    (dict(observe="gaussian", observe_std=float("inf")), "guidance.observe_std is inf; it is at most"),
+    (dict(observe="quantile", observe_levels=(0.5, 1.0)), "guidance.observe_levels is .0.5, 1.0.: each lies in .0, 1."),
     (dict(observe="square", observe_std=0.1), "guidance.observe is 'square'.*guidance.observe_std = 0.0 would do"),
     (dict(observe_levels=(0.5,)), "guidance.observe is 'none'.*guidance.observe_levels = .. would do"),
 ])

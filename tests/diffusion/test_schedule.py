@@ -279,13 +279,13 @@ def test_the_law_refuses_what_is_no_schedule(wrong):
     [
         (dict(offset="cosine"), f"schedule.offset is 'cosine'; it is one of {', '.join(OFFSETS)}"),
         (dict(grid="cosine"), f"schedule.grid is 'cosine'; it is one of {', '.join(GRIDS)}"),
-        (dict(steps=0), "schedule.steps is 0; at least 1 step is needed"),
-        (dict(chunk=0), "schedule.chunk is 0; at least 1 block is emitted"),
-        (dict(t_max=0.0), "schedule.t_max is 0.0; it lies in (0, 1]"),
-        (dict(t_max=1.1), "schedule.t_max is 1.1; it lies in (0, 1]"),
-        (dict(shift=0.0), "schedule.shift is 0.0; it is positive, 1 leaves the steps uniform"),
-        (dict(first_steps=-1), "schedule.first_steps is -1; it is 0 or the steps of the first block"),
-        (dict(offset="real_time", in_flight=0, guess=1), "schedule.in_flight is 0; at least 1 block is in flight"),
+        (dict(steps=0), "schedule.steps is 0; it is at least 1, try schedule.steps = 1"),
+        (dict(chunk=0), "schedule.chunk is 0; it is at least 1, try schedule.chunk = 1"),
+        (dict(t_max=0.0), "schedule.t_max is 0.0; it lies in (0, 1], try schedule.t_max = 1.0"),
+        (dict(t_max=1.1), "schedule.t_max is 1.1; it lies in (0, 1], try schedule.t_max = 1.0"),
+        (dict(shift=0.0), "schedule.shift is 0.0; it is positive, try schedule.shift = 1.0"),
+        (dict(first_steps=-1), "schedule.first_steps is -1; it is at least 0, try schedule.first_steps = 0"),
+        (dict(in_flight=0), "schedule.in_flight is 0; it is at least 1, try schedule.in_flight = 1"),
         (
             dict(step_times=(1.0, 0.5, 0.5), steps=3),
             "schedule.step_times is (1.0, 0.5, 0.5); it falls from at most 1 and ends above 0",
@@ -338,12 +338,12 @@ def test_clashes_name_both_keys_and_values_that_would_do(name):
 
 
 def test_an_edm_grid_needs_a_range():
-    with pytest.raises(ValueError, match="schedule.sigma_min is 90.0, schedule.sigma_max is 80.0 and"):
+    with pytest.raises(ValueError, match="schedule.sigma_min is 90.0 and schedule.sigma_max is 80.0: "):
         Schedule(grid="edm", sigma_min=90.0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
-@pytest.mark.parametrize("stride", [0.0, -1.0, 9.0])
+@pytest.mark.parametrize("stride", [0.0, 9.0])
 def test_a_pyramid_names_a_stride_that_would_do(steps, stride):
     with pytest.raises(ValueError, match=rf"stride is {stride} and schedule.steps is {steps}") as refusal:
         Schedule(steps, "pyramid", stride=stride)

@@ -277,12 +277,12 @@ def test_finished_blocks_are_bit_identical_through_later_rows(name):
     ("wrong", "said"),
     [
         (dict(kind="rk4"), "solver.kind is 'rk4'; it is one of euler, ddim, ddpm, heun, dpmpp_2m, unipc, x0_noise"),
-        (dict(kind="ddim", eta=1.5), "solver.eta is 1.5; it lies in [0, 1]"),
+        (dict(kind="ddim", eta=1.5), "solver.eta is 1.5; it lies in [0, 1], try solver.eta = 1.0"),
         (
             dict(kind="heun", eta=0.5),
             "solver.eta is 0.5 and solver.kind is 'heun': only ddim scales its noise; solver.eta = 0.0 would do",
         ),
-        (dict(kind="unipc", order=3), "solver.order is 3; it is 1 or 2"),
+        (dict(kind="unipc", order=3), "solver.order is 3; it lies in [1, 2], try solver.order = 2"),
         (
             dict(kind="dpmpp_2m", order=1),
             "solver.order is 1 and solver.kind is 'dpmpp_2m': only unipc comes in several orders; solver.order = 2 "

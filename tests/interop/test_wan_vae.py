@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from causal_diffusion.checkpoint.foreign import of_arrays
 from causal_diffusion.errors import UserError
 from causal_diffusion.interop import wan_vae
 from causal_diffusion.nn.vae import VAE, VAEConfig
@@ -184,9 +185,10 @@ def test_a_file_of_wan_2_1_brings_the_published_statistics(torch, diffusers, tmp
     with torch.device("meta"):
         model = diffusers.AutoencoderKLWan()
     shapes = {key: np.broadcast_to(np.float32(0), tuple(p.shape)) for key, p in model.state_dict().items()}
-    naming, config = wan_vae._infer("vae.pth", shapes)
+    weights = of_arrays(tmp_path / "vae.pth", shapes)
+    naming, config = wan_vae._infer("vae.pth", weights)
     assert naming == wan_vae.DIFFUSERS and config == VideoVAEConfig()
-    monkeypatch.setattr(wan_vae, "_read_pickle", lambda path: shapes)
+    monkeypatch.setattr(wan_vae, "_open", lambda path: weights)
     monkeypatch.setattr(wan_vae, "_to_ours", lambda path, config, naming, weights: {})
     assert wan_vae.load(tmp_path / "vae.pth")[0] == VAE(VAEConfig("video"), wan_vae.MEAN, wan_vae.STD)
 

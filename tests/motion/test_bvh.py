@@ -184,7 +184,8 @@ def test_real_files_of_other_dialects(name, tmp_path):
     ("HIERARCHY", "HIERARCHIE", "line 1: 'HIERARCHIE' where a BVH file begins with 'HIERARCHY'"),
     (SMALL, "", "line 1: 'nothing' where a BVH file begins"),
     ("Frames: 2", "Frames: 4", "is cut short: it has 2 frames and says 'Frames: 4'"),
-    ("Frames: 2", "Frames: 1", "goes on after its end: it has 2 frames and says 'Frames: 1'"),
+    ("Frames: 2\nFrame Time: 0.05\n\n", "Frames: 1\nFrame Time: 0.05\n\n0 1 0 0 0 0 0   3 0 0 0\n",
+     "goes on after its end: it has 3 frames and says 'Frames: 1'"),
     ("Frames: 2", "Frames: two", "line 22: 'Frames: two' where 'Frames: 100' is due"),
     ("Frames: 2", "Frames: 0", "0 frames of 0.05 s: one or more"),
     ("Frame Time: 0.05", "", "line 25: '0 1 0 .*' where 'Frame Time: 0.033333' is due"),
@@ -232,7 +233,7 @@ def test_bad_arguments_are_named(tmp_path):
     for call, message in (
         (lambda: bvh.read(tmp_path / "none.bvh"), r"none.bvh cannot be read \(No such file or directory\)"),
         (lambda: bvh.read(tmp_path), "cannot be read"),
-        (lambda: bvh.read(small(tmp_path), up="x"), "up is 'x': 'y' or 'z' would do"),
+        (lambda: bvh.read(small(tmp_path), up="w"), "up is 'w': one of y, z, x, -y, -z, -x would do"),
         (lambda: bvh.read(small(tmp_path), scale=0.0), "scale is 0.0: metres per unit, 0.01 would do"),
         (lambda: bvh.write(path, body, q[:, :1], root, 30), r"\[frames, 2, 4\] and \[frames, 3\] would do"),
         (lambda: bvh.write(path, body, q, broken, 30), "frame 1 has a number that is not finite"),

@@ -130,7 +130,7 @@ def test_a_clip_must_be_whole_groups():
 @pytest.mark.parametrize("values, message", [
     (dict(channels=0), "vae.motion.channels is 0; it is at least 1"),
     (dict(latent=0), "vae.motion.latent is 0; it is at least 1"),
-    (dict(stages=-1), "vae.motion.stages is -1; it is at least 0"),
+    (dict(stages=-1), "vae.motion.stages is -1; it lies in [0, 10], try vae.motion.stages = 0"),
     (dict(align=-1), "vae.motion.align is -1; it is at least 0"),
     (dict(dtype="float16"), "vae.motion.dtype is 'float16'; it is one of auto, float32, bfloat16"),
 ])  # fmt: skip

@@ -177,12 +177,12 @@ def test_half_precision_stays_near_and_returns_float32(tiny):
         (dict(backend="flash"), "model.backend is 'flash'; it is one of auto, reference, blockwise, cudnn, splash"),
         (dict(dtype="float16"), "model.dtype is 'float16'; it is one of auto, float32, bfloat16"),
         (dict(remat="some"), f"model.remat is 'some'; it is one of {', '.join(POLICIES)}"),
-        (dict(patch=()), "model.patch is (): one entry for time and up to two for space, each >= 1"),
+        (dict(patch=()), "model.patch is (): one entry for time and up to two for space"),
         (dict(attention="axial"), "model.attention is 'axial'; it is one of joint, factorised"),
-        (dict(outputs=0), "model.outputs is 0; it is at least 1"),
-        (dict(time_every=0), "model.time_every is 0; it is at least 1"),
-        (dict(coarse=-1), "model.coarse is -1; it is at least 0"),
-        (dict(patch=(1, 0, 2)), "model.patch is (1, 0, 2): one entry for time and up to two for space, each >= 1"),
+        (dict(outputs=0), "model.outputs is 0; it lies in [1, 2], try model.outputs = 1"),
+        (dict(time_every=0), "model.time_every is 0; it is at least 1, try model.time_every = 1"),
+        (dict(coarse=-1), "model.coarse is -1; it is at least 0, try model.coarse = 0"),
+        (dict(patch=(1, 0, 2)), "model.patch is (1, 0, 2): each is at least 1, try model.patch = (1, 1, 2)"),
     ],
 )
 def test_unknown_choices_are_refused(wrong, named):

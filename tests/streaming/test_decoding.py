@@ -189,7 +189,7 @@ def test_bad_frames_are_told_in_one_line(trained):
     g, pipe, context = trained.codec.geometry, trained.pipeline, trained.context
     for given, words in (
         (context[:, : g.frames(1) + 1], "frames are no whole number of latents"),
-        (np.full_like(context[:, : g.frames(1)], np.nan), "frame 0 of clip 0 has a value that is not finite"),
+        (np.full_like(context[:, : g.frames(1)], np.nan), "context has a value that is not finite, at [0, 0, 0"),
         (context[:, : g.frames(1), ..., :0], "channels"),
     ):
         with pytest.raises(UserError) as error:

@@ -13,6 +13,7 @@ from causal_diffusion import exported
 from causal_diffusion.config import override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.exported import read_stream
+from causal_diffusion.file_access import sealed
 from causal_diffusion.streaming.exporting import export_stream
 from causal_diffusion.streaming.pipeline import Pipeline
 
@@ -111,7 +112,8 @@ def test_it_needs_none_of_the_models_code(pipeline, tmp_path):
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "out"), str(tmp_path / "frames.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[] ['causal_diffusion.errors', 'causal_diffusion.exported']\n"
+    alone = [f"causal_diffusion.{name}" for name in ("errors", "exported", "file_access", "frames", "ranges", "seeds")]
+    assert done.stdout == f"[] {alone}\n"
     np.testing.assert_array_equal(np.load(tmp_path / "frames.npy"), wanted)
 
 
@@ -130,9 +132,11 @@ def test_nothing_compiles_once_it_has_started(programs, inputs, pipeline, caplog
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"batch": 0}, "batch is 0; at least 1"),
+    ({"batch": 0}, "batch is 0; it is at least 1"),
     ({"context": 3}, "context is 3 and a block has 2 frames: whole blocks, 2 would do"),
     ({"context": -1}, "context is -1"),
+    ({"tokens": -1}, "tokens is -1; it is at least 0, try tokens = 0"),
+    ({"batch": 1.5}, "batch is 1.5; it is an integer"),
     ({"platforms": ("cpu", "gpu")}, "platforms has 'gpu'; there are cpu, cuda, rocm, tpu"),
 ])  # fmt: skip
 def test_mistakes_of_the_writer(pipeline, tmp_path, options, words):
@@ -158,7 +162,13 @@ def test_without_flatbuffers(pipeline, tmp_path, folder, monkeypatch):
 @pytest.mark.parametrize(("given", "words"), [
     ({"context": None}, "4 frames of context: give 4"),
     ({"context": np.zeros((3, 4, 4, 1))}, r"context is \[3, 4, 4, 1\]; it is \[4, 4, 4, 1\] or \[2, 4, 4, 4, 1\]"),
+    ({"context": np.full((4, 4, 4, 1), 127.0)}, "context has values from 127 to 127: floats of pictures lie in"),
+    ({"context": np.full((4, 4, 4, 1), np.nan)}, r"context has a value that is not finite, at \[0, 0, 0, 0\]"),
+    ({"context": np.zeros((4, 4, 4, 1), int)}, "context is int64.*; it is float in .* or uint8"),
+    ({"action": np.full((2, 2), np.nan)}, "action has a value that is not finite"),
     ({"label": 3}, "label is 3; it is -1 .. 2"),
+    ({"label": 1.5}, "label is 1.5; it is -1 .. 2"),
+    ({"seed": -1}, "seed is -1; it is at least 0, try seed = 0"),
     ({"label": [0, 1, 2]}, "one for each of 2 samples"),
     ({"text": np.zeros((4, 5))}, r"text is \[4, 5\]; it is \[3, 5\]"),
     ({"observed": np.zeros((1, 4, 4, 1))}, "takes no 'observed'"),
@@ -166,7 +176,7 @@ def test_without_flatbuffers(pipeline, tmp_path, folder, monkeypatch):
 ])  # fmt: skip
 def test_mistakes_of_a_stream(programs, given, words):
     with pytest.raises(UserError, match=words):
-        programs.start(0, **{"context": np.zeros((4, 4, 4, 1)), **given})
+        programs.start(**{"seed": 0, "context": np.zeros((4, 4, 4, 1)), **given})
 
 
 @pytest.mark.parametrize(("name", "words"), [
@@ -185,13 +195,13 @@ def test_damage(folder, tmp_path, name, words):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"format": "other 2"}, "'other 2', not 'causal_diffusion stream 1'"),
+    ({"format": "other 2"}, "'other 2', not 'causal_diffusion stream 2'"),
     ({"platforms": ["tpu", "cuda"]}, "is for tpu, cuda and this device is cpu: .* --platforms=tpu,cuda,cpu"),
 ])
 def test_another_format_or_platform(folder, tmp_path, change, words):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     meta = json.loads((folder / "stream.json").read_bytes()) | change
-    (tmp_path / "stream.json").write_text(json.dumps(meta))
+    (tmp_path / "stream.json").write_text(json.dumps(sealed(meta)))
     with pytest.raises(UserError, match=words):
         read_stream(tmp_path)

@@ -95,7 +95,13 @@ REFUSED = {
     "context in integers": (dict(context=np.full((4, 4, 4, 1), 255)), "context is int64[4, 4, 4, 1]; it is float in"),
     "context not finite": (dict(context=np.full_like(FRAMES, np.nan)), "context has a value that is not finite"),
     "ragged context": (dict(context=[[1.0], [1.0, 2.0]]), "context is '[[1.0], [1.0, 2.0]]'; it is an array"),
-    "no samples": (dict(batch=0), "batch is 0; at least 1 sample is streamed"),
+    "context out of range": (dict(context=FRAMES + 127), "context has values from 127 to 127: floats of pictures lie"),
+    "no samples": (dict(batch=0), "batch is 0; it is at least 1, try batch = 1"),
+    "half a sample": (dict(batch=1.5), "batch is 1.5; it is an integer, try batch = 1"),
+    "more samples than memory": (dict(batch=10**9), "batch is 1000000000; it is at most 1,048,576, try batch = 1"),
+    "a seed below 0": (dict(seed=-1), "seed is -1; it is at least 0, try seed = 0"),
+    "a seed of 65 bits": (dict(seed=2**64), "seed is 18446744073709551616; it is at most"),
+    "a seed that is none": (dict(seed=float("nan")), "seed is nan; it is an integer, try seed = 0"),
 }
 
 
@@ -117,9 +123,13 @@ def test_a_model_refuses_conditions_that_it_does_not_take(pipeline):
         pipe.stream(batch=BATCH).next(action=[1.0])
 
 
-def test_no_frames_are_no_clip(pipe):
-    with pytest.raises(UserError, match="frames is 0; at least 1 frame can be generated"):
-        pipe.generate(frames=0)
+@pytest.mark.parametrize(("frames", "said"), [
+    (0, "it is at least 1, try frames = 1"), (-1, "it is at least 1"), (2.5, "it is an integer"),
+    (float("nan"), "it is an integer"), (2**40, "it is at most 2,147,483,647"),
+])  # fmt: skip
+def test_frames_that_are_no_clip(pipe, frames, said):
+    with pytest.raises(UserError, match=f"^frames is {frames}; {said}"):
+        pipe.generate(frames=frames)
 
 
 def test_a_refused_step_loses_nothing(pipe, inputs):
@@ -134,8 +144,10 @@ def test_a_refused_step_loses_nothing(pipe, inputs):
         "action is float64[3]; it is [2], [frames, 2]": lambda: stream.update({"action": np.zeros(3)}),
         "action is float64[5]; it is [2], [frames, 2]": lambda: stream.next(action=np.zeros(5)),
         "action has 3 frames; the frames that enter now are 2": lambda: stream.next(action=np.zeros((3, 2))),
-        "blocks is 0; at least 1 block can be taken": lambda: stream.take(0),
+        "blocks is 0; it is at least 1, try blocks = 1": lambda: stream.take(0),
+        "blocks is 1.5; it is an integer, try blocks = 1": lambda: stream.take(1.5),
         "there is no sample 2; samples are 0 .. 1": lambda: stream.reset(2),
+        "there is no sample 0.5; samples are 0 .. 1": lambda: stream.reset(0.5),
         "there is no sample -1; samples are 0 .. 1": lambda: stream.reset(-1),
         "context has 3 frames and a block has 2": lambda: stream.reset(0, context=FRAMES[0, :3]),
         "context is float32[1, 2, 4, 4, 4, 1]; it is": lambda: stream.reset(0, context=FRAMES),

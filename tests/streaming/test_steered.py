@@ -105,7 +105,7 @@ def test_known_values_of_the_wrong_kind_are_refused(pipelines):
     for pipe, values, said in [
         (without, np.zeros((2, *shape)), "guidance.observe = 'square' would"),
         (observing, np.zeros((2, 3, 3, 1)), "it is \\[1, frames, 4, 4, 1\\]"),
-        (observing, np.full((2, *shape), np.inf), "unknown ones are NaN"),
+        (observing, np.full((2, *shape), np.inf), "unknown values are NaN"),
         (observing, "many", "an array of numbers"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -129,8 +129,8 @@ def test_without_spikes_a_state_has_the_leaves_of_older_checkpoints():
 @pytest.mark.parametrize(("given", "words"), [
     (dict(guard="x"), "train.guard is 'x'; it is one of off, skip, stop"),
     (dict(spike=1.0), "train.spike is 1.0: a factor above 1, or 0 for none, train.spike = 10 would do"),
-    (dict(spike=-3.0), "train.spike is -3.0: a factor above 1"),
-    (dict(spike=float("nan")), "train.spike is nan: a factor above 1"),
+    (dict(spike=-3.0), "train.spike is -3.0; it is at least 0, try train.spike = 0.0"),
+    (dict(spike=float("nan")), "train.spike is nan; it is at least 0, try train.spike = 0.0"),
     (dict(spike=4.0, guard="off"), "train.spike is 4.0 and train.guard is 'off': nothing would be skipped, "),
 ])  # fmt: skip
 def test_bad_values_are_refused(given, words):

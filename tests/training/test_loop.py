@@ -354,8 +354,8 @@ def clips(count=12, frames=4, size=16, **conditions):
 
 
 @pytest.mark.parametrize(("source", "words"), [
-    (clips(size=8), ("video of a clip is (4, 8, 8, 1)", "(4, 16, 16, 1)")),
-    (clips(frames=6), ("video of a clip is (6, 16, 16, 1)", "(4, 16, 16, 1)")),
+    (clips(size=8), ("video of clip 0 is (4, 8, 8, 1)", "(4, 16, 16, 1)")),
+    (clips(frames=6), ("video of clip 0 is (6, 16, 16, 1)", "(4, 16, 16, 1)")),
     (clips(count=5), ("5 clips", "batch of 8")),
 ])
 def test_own_clips_of_another_shape_are_refused(small, tmp_path, source, words):

@@ -45,8 +45,8 @@ def test_impossible_rates_are_refused(config, words):
 
 
 def test_betas_are_two():
-    with pytest.raises(UserError, match=r"train.betas is \(0.9,\); it holds two"):
-        make_optimizer(TrainConfig(betas=(0.9,)))
+    with pytest.raises(ValueError, match=r"train.betas is \(0.9,\); it holds two"):
+        TrainConfig(betas=(0.9,))
 
 
 def run(config, params, grads):

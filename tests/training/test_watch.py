@@ -152,7 +152,7 @@ def test_the_peak_of_a_mesh_is_that_of_its_devices(small, monkeypatch, dtype, ea
 
 @pytest.mark.parametrize("trace", ["(3,)", "(0,2)", "(3,-1)", "(1,2,3)"])
 def test_a_trace_that_cannot_be(small, trace):
-    with pytest.raises(UserError, match=r"log.trace is \(.*\); it is \(\) or the first step and how many.*\(10, 3\)"):
+    with pytest.raises(UserError, match=r"log.trace is \(.*\).* try log.trace = \("):
         small(f"log.trace={trace}")
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from causal_diffusion.ranges import Range, check_numbers
+
 ENCODERS = {
     "none": "prompts are handed over as tokens",
     "words": "word ids, embedded by a layer that the transformer trains",
@@ -26,8 +28,7 @@ class TextConfig:
     def __post_init__(self):
         if self.encoder not in ENCODERS:
             raise ValueError(f"text.encoder is {self.encoder!r}; it is one of {', '.join(ENCODERS)}")
-        if self.tokens < 1:
-            raise ValueError(f"text.tokens is {self.tokens}; it is at least 1, 24 would do")
+        check_numbers(self, "text", tokens=Range(1, 4_096))
         if self.encoder == "words" and self.tokens > MOST_WORDS:
             raise ValueError(
                 f"text.tokens is {self.tokens} and text.encoder is 'words': at most {MOST_WORDS} words have a place, "

@@ -20,13 +20,14 @@ import os
 import jax
 import numpy as np
 
+from causal_diffusion.checkpoint.fingerprints import check_same, of_text
 from causal_diffusion.errors import UserError
 from causal_diffusion.nn.text import clip_text, distilbert, t5, weights
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
 from causal_diffusion.nn.text.config import TextConfig
 from causal_diffusion.nn.text.text_cache import TextCache
 from causal_diffusion.nn.text.tokenizer import load_tokenizer
-from causal_diffusion.nn.text.words import Words
+from causal_diffusion.nn.text.words import FILE, Words
 
 FOLDER = "text"  # of a run's workdir, where what its encoder has learnt of the captions is kept
 BATCH = 16  # captions that are computed at once; one alone, as a prompt, is a batch of one
@@ -154,6 +155,24 @@ def open_text_encoder(config: TextConfig, folder: str | os.PathLike | None = Non
     if config.encoder not in FROZEN:
         raise UserError(f"text.encoder is {config.encoder!r}: one of {', '.join(('words', *FROZEN))} would do")
     return FrozenEncoder(config.encoder, config.path, config.tokens, config.cache)
+
+
+def check_encoder(where, meta: dict, encoder: TextEncoder | None) -> None:
+    """Compares a run's text encoder or word list with the one that its checkpoints were trained with.
+
+    Args:
+        where: the run, for the message.
+        meta: that of a checkpoint, see ``training.kept.meta_of``.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    if encoder is None:
+        return
+    own, saved = of_text(encoder), meta.get("fingerprints")
+    saved = None if saved is None else {part: saved[part] for part in own if part in saved}
+    place = f"the {FILE} of that run" if encoder.name == "words" else "the text encoder of that run, text.path"
+    check_same(where, saved, own, f"put back {place}")
 
 
 def _check_kind(folder, kind, found, model_types):

@@ -7,7 +7,6 @@
 Models that keep their parts in folders side by side have text_encoder/ and tokenizer/, and are read too.
 """
 
-import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -15,6 +14,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from causal_diffusion.checkpoint.leaves import reason_of
 from causal_diffusion.errors import UserError
+from causal_diffusion.text_files import read_json, read_text
 
 FILE = "tokenizer.json"
 # Contractions, runs of letters, single digits, and runs of anything else but spaces.
@@ -63,18 +63,22 @@ def _cutting(tokenizer, tokens):
 
 
 def _of_json(path):
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_str(read_text(path))
 
 
 def _bert(path):
     said = path.with_name("tokenizer_config.json")
-    said = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
-    return BertWordPieceTokenizer.from_file(str(path), lowercase=bool(said.get("do_lower_case", True)))._tokenizer
+    said = read_json(said) if said.is_file() else {}
+    lines = read_text(path).removesuffix("\n").split("\n")
+    vocabulary = {line.rstrip(): i for i, line in enumerate(lines)}
+    return BertWordPieceTokenizer(vocabulary, lowercase=bool(said.get("do_lower_case", True)))._tokenizer
 
 
 def _clip(vocabulary, merges):
-    model = models.BPE.from_file(
-        str(vocabulary), str(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=CLIP_END
+    lines = read_text(merges).removesuffix("\n").split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+    model = models.BPE(
+        read_json(vocabulary), pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=CLIP_END
     )
     tokenizer = Tokenizer(model)
     tokenizer.add_special_tokens([CLIP_START, CLIP_END])

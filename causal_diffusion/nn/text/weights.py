@@ -1,7 +1,7 @@
 """Folders of frozen text encoders, as ``transformers`` writes them, and their weights as our parameters.
 
     config.json
-    model.safetensors                     or shards that model.safetensors.index.json lists
+    model.safetensors                     or shards that model.safetensors.index.json lists, or a variant of either
     tokenizer.json                        see tokenizer.py
 
 A folder is given by its path, or by the name of a model that the user's hub cache holds, 'org/model',
@@ -12,8 +12,6 @@ hub/ in $HF_HOME, or hub/ in ~/.cache/huggingface:
     models--org--model/snapshots/REV/config.json     links to what is in blobs/
 """
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -24,13 +22,17 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from causal_diffusion.checkpoint import foreign
+from causal_diffusion.checkpoint.foreign import Weights
 from causal_diffusion.checkpoint.leaves import reason_of
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import is_dir, is_file, size_and_sha256
 from causal_diffusion.nn.text.layers import Names
+from causal_diffusion.text_files import read_json, read_text
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+STEM = "model"
+CONFIG, WEIGHTS = "config.json", f"{STEM}.safetensors"
 NAME = re.compile(r"(?P<model>[\w.-]+(?:/[\w.-]+)?)(?P<inside>(?:/[\w.-]+)*)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -41,7 +43,7 @@ def find(path: str | os.PathLike) -> Path:
         UserError: there is neither.
     """
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if is_dir(folder):
         return folder
     name = NAME.fullmatch(str(path))
     if name is None or ".." in str(path) or str(path).startswith("."):
@@ -70,8 +72,8 @@ def _snapshot(model, revision):
     snapshots = model / "snapshots"
     found = sorted(p.name for p in snapshots.iterdir() if p.is_dir()) if snapshots.is_dir() else []
     reference = model / "refs" / (revision or "main")
-    if reference.is_file():
-        commit = reference.read_text(encoding="utf-8").strip()
+    if is_file(reference):
+        commit = read_text(reference).strip()
         if commit in found:
             return snapshots / commit
         raise UserError(f"{reference} names the snapshot {commit}, which is not in {snapshots}: download the model")
@@ -92,7 +94,9 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / CONFIG
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
+    except UnreadableError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}; the folder of a text encoder has one") from error
     if not isinstance(said, dict):
@@ -100,39 +104,15 @@ def read_config(folder: Path) -> dict:
     return said
 
 
-def weight_files(folder: Path) -> dict[str, list[str]]:
-    """{file of the folder: the keys that it holds}.
+def open_weights(folder: Path) -> Weights:
+    """The weights of a folder: safetensors, shards of them, or a variant.
 
     Raises:
-        UserError: there are no safetensors (a folder that has only pickles is told how to convert them), a shard is
-            missing, or a file cannot be read.
+        UserError: there are none (a folder that has only pickles is told how to convert them), or one cannot be read.
     """
-    if (folder / WEIGHTS).exists():
-        return {WEIGHTS: _keys(folder / WEIGHTS)}
-    if (folder / INDEX).exists():
-        try:
-            said = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(said.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"cannot read {folder / INDEX}: {reason_of(error)}") from error
-        for shard in shards:
-            if not (folder / shard).exists():
-                raise UserError(f"{INDEX} lists {shard}, which is not in {folder}: download it")
-        return {shard: _keys(folder / shard) for shard in shards}
-    if pickles := sorted(p.name for pattern in ("*.bin", "*.pth", "*.pt", "*.ckpt") for p in folder.glob(pattern)):
-        raise UserError(
-            f"{folder} has {pickles[0]}, a pickle, and no {WEIGHTS}: convert it once, where torch is installed, by "
-            f"transformers.AutoModel.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
-    raise UserError(f"{folder} has no {WEIGHTS}: the folder of a text encoder has one, or shards and {INDEX}")
-
-
-def _keys(path):
-    try:
-        with safe_open(path, framework="flax") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
+    convert = (f"convert it once, where torch is installed, by transformers.AutoModel.from_pretrained({str(folder)!r})"
+               f".save_pretrained({str(folder)!r})")  # fmt: skip
+    return foreign.open_weights(folder, stem=STEM, convert=convert)
 
 
 def load(folder: Path, module: nn.Module, names: Names) -> dict:
@@ -141,19 +121,16 @@ def load(folder: Path, module: nn.Module, names: Names) -> dict:
     What the files hold beside them (a decoder, a tower for images, a head) is left where it is.
 
     Raises:
-        UserError: as ``weight_files``; a key is missing, has another shape, or is of a layer that the module has not.
+        UserError: as ``open_weights``; a key is missing, has another shape or other numbers than finite floating-point
+            ones, or is of a layer that the module has not.
     """
-    files = {key: file for file, keys in weight_files(folder).items() for key in keys}
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids, jax.ShapeDtypeStruct((1, 2), bool))["params"]
     leaves = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
-    theirs = _assigned(folder, names, leaves, files)
-    params = {}
-    for file in sorted(set(files[key] for key in theirs.values())):
-        with safe_open(folder / file, framework="flax") as opened:
-            for path, key in theirs.items():
-                if files[key] == file:
-                    params[path] = _to_ours(folder / file, key, path, opened.get_tensor(key), leaves[path])
+    words = next(path for path in leaves if path[0] == next(iter(names.table)))
+    given = open_weights(folder).within(*(prefix + key for prefix in names.prefixes for key in names.keys(words)))
+    theirs = _assigned(folder, names, leaves, given.shapes)
+    params = {path: _to_ours(folder, key, path, given[key], leaves[path]) for path, key in theirs.items()}
     return flax.traverse_util.unflatten_dict(params)
 
 
@@ -184,21 +161,21 @@ def _old(key):
     return key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
-def _to_ours(file, key, path, value, shape):
+def _to_ours(folder, key, path, value, shape):
     if path[-1] == "kernel":
-        value = np.asarray(value).T
+        value = value.T
     if value.shape != shape:
         given, would = value.shape, shape
         if path[-1] == "kernel":
             given, would = given[::-1], would[::-1]
-        raise UserError(f"{file}: {key} has the shape {given}; {would}, as {CONFIG} says, would do")
-    return jnp.asarray(value, jnp.float32)
+        raise UserError(f"{folder}: {key} has the shape {given}; {would}, as {CONFIG} says, would do")
+    return jnp.asarray(np.ascontiguousarray(value))
 
 
 def digests(folder: Path) -> dict[str, str]:
     """{weight file: SHA-256 of its content}; the hub cache's own name of a file where that is its SHA-256."""
     found = {}
-    for name in weight_files(folder):
+    for name in open_weights(folder).files:
         path = folder / name
         real = path.resolve()
         stored = real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name)
@@ -213,8 +190,7 @@ def digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return size_and_sha256(path)[1]
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error
 

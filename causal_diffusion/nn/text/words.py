@@ -21,14 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import sealed, unsealed
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
 from causal_diffusion.nn.text.word_embedding import PADDING
+from causal_diffusion.text_files import read_json
 
 log = logging.getLogger(__name__)
 
 FILE = "words.json"
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # that are read; 1 has no checksum
 UNKNOWN, FIRST = 1, 2  # ids beside PADDING
 
 WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
@@ -91,7 +94,7 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the words in their order."""
-        return hashlib.sha256(json.dumps(["words", FORMAT, self.words]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["words", 1, self.words]).encode()).hexdigest()
 
     def ids(self, words: Iterable[str]) -> list[int]:
         """The id of each word."""
@@ -107,7 +110,7 @@ class Vocabulary:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                said = {"format": FORMAT, "words": self.words}
+                said = sealed({"format": FORMAT, "words": self.words})
                 file.write((json.dumps(said, ensure_ascii=False, indent=0) + "\n").encode())
         except OSError as error:
             raise UserError(f"cannot write {path}: {reason_of(error)}") from error
@@ -122,12 +125,19 @@ class Vocabulary:
         path = Path(folder).expanduser()
         path = path / FILE if path.suffix != ".json" else path
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = read_json(path)
+            said, has_digest = unsealed(said) if isinstance(said, dict) else (said, False)
+        except UnreadableError:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}; Vocabulary.build(captions).save(folder) "
                             "writes one") from error  # fmt: skip
-        if not isinstance(said, dict) or said.get("format") != FORMAT or not isinstance(said.get("words"), list):
+        if not isinstance(said, dict) or said.get("format") not in FORMATS or not isinstance(said.get("words"), list):
             raise UserError(f"{path} is no vocabulary; an object with format {FORMAT} and a list of words would do")
+        if not has_digest:
+            if said["format"] == FORMAT:
+                raise UserError(f"{path} is damaged: its checksum is missing")
+            log.warning("%s is of format 1, without a checksum: whether it is as it was written is not known", path)
         try:
             return cls(tuple(said["words"]))
         except ValueError as error:

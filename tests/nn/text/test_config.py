@@ -19,7 +19,7 @@ def test_words_have_as_many_places_as_the_embedding():
 
 @pytest.mark.parametrize(("values", "said"), [
     (dict(encoder="bert"), "text.encoder is 'bert'; it is one of none, words, distilbert, clip, t5, umt5"),
-    (dict(tokens=0), "text.tokens is 0; it is at least 1, 24 would do"),
+    (dict(tokens=0), "text.tokens is 0; it is at least 1, try text.tokens = 1"),
     (dict(encoder="words", tokens=65), "at most 64 words have a place, text.tokens = 64 would do"),
     (dict(encoder="words", path="x"), "text.path is 'x' and text.encoder is 'words': .*text.path = '' would do"),
     (dict(cache="x"), "text.cache is 'x' and text.encoder is 'none': .*text.cache = '' would do"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import sealed
 from causal_diffusion.nn.text.word_embedding import PADDING, WordEmbedding
 from causal_diffusion.nn.text.words import UNKNOWN, Vocabulary, Words, split
 
@@ -100,7 +101,9 @@ def test_words_are_saved(tmp_path):
         (None, "cannot read .*words.json: No such file"),
         ("{", "cannot read"),
         ("[]", "is no vocabulary"),
-        ({"format": 2, "words": ["a"]}, "format 1"),
+        ({"format": 3, "words": ["a"]}, "format 2"),
+        ({"format": 2, "words": ["a"]}, "its checksum is missing"),
+        (sealed({"format": 2, "words": ["a", "b"]}) | {"words": ["b", "a"]}, "does not match its checksum"),
         ({"format": 1, "words": "a"}, "a list of words"),
         ({"format": 1, "words": ["a", "b", "a"]}, "'a' is there twice"),
         ({"format": 1, "words": ["a", "A b"]}, "'A b' is no word"),
