@@ -20,7 +20,8 @@ import numpy as np
 from causal_diffusion.errors import UserError
 
 CLIP_LIST = "clips.jsonl"
-_KEYS = ("file", "caption", "label", "actions", "start", "end")
+_KEYS = ("file", "caption", "label", "actions", "actions_are", "start", "end")
+ACTIONS_ARE = ("once", "held")
 
 
 class Clip(NamedTuple):
@@ -29,6 +30,7 @@ class Clip(NamedTuple):
     file: relative to the folder, with '/'.
     where: the line that lists it, for messages; '' if none does.
     actions: relative path of the action file, or ''.
+    actions_are: 'once', 'held', or '' if the list does not say.
     start, end: seconds since the file's first frame.
     """
 
@@ -39,6 +41,7 @@ class Clip(NamedTuple):
     actions: str = ""
     start: float = 0.0
     end: float = math.inf
+    actions_are: str = ""
 
     @property
     def name(self) -> str:
@@ -126,6 +129,8 @@ def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -
             raise UserError(f"{where}: {key} must be a number of seconds from 0, got {entry[key]!r}")
     if "label" in entry and (type(entry["label"]) is not int or entry["label"] < 0):
         raise UserError(f"{where}: label must be an integer from 0, got {entry['label']!r}")
+    if entry.get("actions_are", "once") not in ACTIONS_ARE:
+        raise UserError(f"{where}: actions_are must be one of {', '.join(ACTIONS_ARE)}, got {entry['actions_are']!r}")
     if not entry.get("file"):
         raise UserError(f'{where}: "file" is missing')
     entry["file"] = posixpath.normpath(entry["file"])  # one file has one name, or a split could share it
