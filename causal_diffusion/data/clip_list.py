@@ -24,6 +24,11 @@ _KEYS = ("file", "caption", "label", "actions", "actions_are", "start", "end")
 ACTIONS_ARE = ("once", "held")
 
 
+def printable(name: str) -> str:
+    """A file's name for a message: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class Clip(NamedTuple):
     """A stretch of a video file and what is known about it.
 
@@ -46,7 +51,7 @@ class Clip(NamedTuple):
     @property
     def name(self) -> str:
         """How to name the clip in a message."""
-        return f"{self.where} ({self.file})" if self.where else self.file
+        return f"{self.where} ({printable(self.file)})" if self.where else printable(self.file)
 
 
 def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:

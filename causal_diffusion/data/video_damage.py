@@ -89,9 +89,9 @@ class Frames:
             except _decode_errors():
                 frames = []
                 self.failed.add(number)
-            if self._errors:
-                self._errors.clear()
+            if _any(self._errors):
                 self.failed.add(number)
+            self._errors.clear()
             for frame in frames:
                 order = number if frame.opaque is None else frame.opaque
                 pending.discard(order)
@@ -125,9 +125,8 @@ class Frames:
                 self.holes.add(len(self._decode_stamps))
 
     def _heed_container(self) -> None:
-        if self._errors:
-            self._misread |= _of_container(self._errors, self._container)
-            self._errors.clear()
+        self._misread |= _of_container(self._errors, self._container)
+        self._errors.clear()
 
 
 @contextlib.contextmanager
@@ -157,8 +156,27 @@ def errors_of_ffmpeg() -> Iterator[list[tuple[int, str, str]]]:
                 av.logging.set_skip_repeated(skip)
 
 
+def description(container) -> str:
+    """FFmpeg's own description of a file, which has what PyAV does not pass on. Use within `errors_of_ffmpeg`."""
+    import av.logging
+
+    with _logging:
+        av.logging.set_level(av.logging.INFO)
+        try:
+            return container.dumps_format()
+        finally:
+            av.logging.set_level(av.logging.ERROR)
+
+
+def _any(errors: list, part: str = "") -> bool:
+    """Whether there are errors, of one part of FFmpeg: other threads may let messages of less weight through."""
+    import av.logging
+
+    return any(level <= av.logging.ERROR and part in ("", name) for level, name, _ in errors)
+
+
 def _of_container(errors: list, container) -> bool:
-    return any(part == container.format.name for _, part, _ in errors)
+    return _any(errors, container.format.name)
 
 
 def _decode_errors() -> tuple[type[Exception], ...]:

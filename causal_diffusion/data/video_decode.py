@@ -7,6 +7,7 @@ frames are missing, and what lies between two cuts is a section.
 A frame that fills several slots is kept once.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.data.video_damage import Frames, errors_of_ffmpeg, trusted
-from causal_diffusion.data.video_display import Display, deinterlaced
+from causal_diffusion.data.video_damage import Frames, description, errors_of_ffmpeg, trusted
+from causal_diffusion.data.video_display import Crop, Display, deinterlaced
 from causal_diffusion.data.video_time import Clock, has_slot, slots
 
 # Containers in which the time to the next frame is the declared duration of a frame.
@@ -95,7 +96,7 @@ def _read(path: Path, size: tuple[int, int, int], fps: float, before: "_Reading 
     import av
 
     with (errors_of_ffmpeg() as errors,
-          av.open(str(path), options=_OPTIONS, metadata_errors="replace") as container):  # fmt: skip
+          av.open(os.path.abspath(path), options=_OPTIONS, metadata_errors="replace") as container):  # fmt: skip
         stream = _video_stream(container)
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
@@ -139,7 +140,8 @@ class _Reading:
         self.source = Frames(container, stream, errors)
         self._good = before.good() if before else None  # of the decoder's frames, those that can be trusted
         self._notes: list[str] = []
-        self._display = Display(*size, self._notes.append)
+        crop = Crop.of(description(container), stream.index)
+        self._display = Display(*size, self._notes.append, crop)
         self._context = stream.codec_context
         self._unit = float(stream.time_base)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)

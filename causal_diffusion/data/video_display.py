@@ -3,6 +3,7 @@
 A stream declares how its frames are to be shown, beside their pixels. FFmpeg's filters apply it, in this order:
 
     interlaced frames          bwdif, one picture per frame, at the time of its first field
+    cropping                   crop: Matroska's PixelCrop, QuickTime's clean aperture
     display matrix             transpose, hflip, vflip: quarter turns and mirrorings
     sample aspect ratio        scale=iw*sar:ih, setsar=1: square pixels
     matrix, range, sampling    format: YUV of the declared coefficients and range -> RGB of full range
@@ -13,6 +14,7 @@ skew, wide primaries without HDR, rare transfer functions and colour spaces, ste
 """
 
 import math
+import re
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,6 +62,26 @@ class Orientation(NamedTuple):
         """FFmpeg's filters. Its name for a plain transposition is cclock_flip."""
         names = (("transpose=cclock_flip", self.transpose), ("hflip", self.hflip), ("vflip", self.vflip))
         return [name for name, wanted in names if wanted]
+
+
+class Crop(NamedTuple):
+    """Pixels that a container declares not to be shown, at each edge."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @classmethod
+    def of(cls, description: str, stream: int) -> "Crop | None":
+        """What FFmpeg's description of a file says of the stream of that number."""
+        text = re.search(rf"Stream #0:{stream}\b(.*?)(?=\n +Stream #|\Z)", description, re.DOTALL)
+        found = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", text[1] if text else "", re.IGNORECASE)
+        return cls(*map(int, found.groups())) if found else None
+
+    def filter(self, frame) -> str:
+        width, height = frame.width - self.left - self.right, frame.height - self.top - self.bottom
+        return f"crop={width}:{height}:{self.left}:{self.top}"
 
 
 class Filters:
@@ -134,10 +156,11 @@ class Display:
     Args:
         height, width, channels: of the result.
         note: is called with what the file declares and is not applied.
+        crop: what its container declares not to be shown.
     """
 
-    def __init__(self, height: int, width: int, channels: int, note: Callable[[str], None]):
-        self._size, self._note = (height, width, channels), note
+    def __init__(self, height: int, width: int, channels: int, note: Callable[[str], None], crop: Crop | None = None):
+        self._size, self._note, self._crop = (height, width, channels), note, crop
         self._filters, self._key = None, None
 
     def __call__(self, frame, sample_aspect_ratio: Fraction | None) -> np.ndarray:
@@ -169,7 +192,8 @@ class Display:
                        "setsar=1 OUT, with the right ratio")  # fmt: skip
             ratio = Fraction(1)
         self._note_unapplied(frame, orientation)
-        chain = list(orientation.filters)
+        crop = [self._crop.filter(frame)] if self._crop and _fits(self._crop, frame) else []
+        chain = crop + orientation.filters
         if ratio != 1:
             chain += ["scale=iw*sar:ih", "setsar=1"]
         return Filters(frame, ratio, [*chain, f"format={'rgb48le' if int(frame.color_trc) in _HDR else 'rgb24'}"])
@@ -200,6 +224,10 @@ class Display:
         if stereo is not None and struct.unpack("=i", stereo[:4])[0] > 0:
             self._note("its frames hold the views of both eyes, which are used as one picture: try ffmpeg -i IN -vf "
                        "stereo3d=sbsl:ml OUT, or abl:ml")  # fmt: skip
+
+
+def _fits(crop: Crop, frame) -> bool:
+    return crop.left + crop.right < frame.width and crop.top + crop.bottom < frame.height
 
 
 def _kind(frame) -> tuple:

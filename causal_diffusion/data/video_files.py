@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from causal_diffusion.data.clip_list import CLIP_LIST
+from causal_diffusion.data.clip_list import CLIP_LIST, printable
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,9 @@ class Unused:
         parts = []
         for reason, names in sorted(self._names.items(), key=lambda item: -len(item[1])):
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            parts.append(f"{len(names)} {reason} ({', '.join(map(printable, names[:_NAMED]))}{more})")
+            count = f"{len(names)} files" if len(names) > 1 else "1 file"
+            parts.append(f"{count}: {reason} ({', '.join(map(printable, names[:_NAMED]))}{more})")
         return "; ".join(parts)
-
-
-def printable(name: str) -> str:
-    """A file's name for a message: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def find_files(folder: Path) -> tuple[list[str], Unused]:
@@ -72,7 +68,7 @@ def _walk(folder: Path, prefix: str, seen: set, files: dict, unused: Unused) -> 
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
-        unused.add(f"folders that cannot be read ({error.strerror})", prefix or ".")
+        unused.add(f"folder that cannot be read ({error.strerror})", prefix or ".")
         return
     for entry in entries:
         name = prefix + entry.name
@@ -82,11 +78,11 @@ def _walk(folder: Path, prefix: str, seen: set, files: dict, unused: Unused) -> 
         try:
             state = entry.stat()
         except OSError as error:
-            unused.add("broken links" if entry.is_symlink() else f"unreadable ({error.strerror})", name)
+            unused.add("broken link" if entry.is_symlink() else f"unreadable ({error.strerror})", name)
             continue
         if stat.S_ISDIR(state.st_mode):
             if _identity(state) in seen:
-                unused.add("folders that are used under another name", name)
+                unused.add("folder that is used under another name", name)
                 continue
             seen.add(_identity(state))
             _walk(folder / entry.name, name + "/", seen, files, unused)

@@ -27,10 +27,10 @@ from typing import NamedTuple
 import numpy as np
 
 from causal_diffusion.data.array_source import to_unit_range
-from causal_diffusion.data.clip_list import CLIP_LIST, Clip, read_actions, read_clip_list
+from causal_diffusion.data.clip_list import CLIP_LIST, Clip, printable, read_actions, read_clip_list
 from causal_diffusion.data.config import DataConfig, held_out_count
 from causal_diffusion.data.video_decode import DecodedVideo, NoVideoError, UndecodableError, decode_video
-from causal_diffusion.data.video_files import Unused, find_files, printable
+from causal_diffusion.data.video_files import Unused, find_files
 from causal_diffusion.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts",
             ".m2ts", ".ogv", ".3gp", ".3g2", ".vob", ".mxf", ".webp", ".apng")  # fmt: skip
 MEMORY_BUDGET = 2**30  # bytes of decoded frames kept in memory; the rest waits in a temporary file
-MOST_DECODERS = 32     # files decoded at once
+MOST_DECODERS = 8      # files decoded at once, though at least data.threads: each has its pictures in memory
 
 
 class VideoFolder:
@@ -86,7 +86,7 @@ class VideoFolder:
             return False
         if not clip.actions_are and (np.diff(video.shown) == 0).any():
             log.warning('%s shows frames again at data.fps=%g, with the same action again, as clips.jsonl does not say '
-                        'how long an action lasts: try "actions_are": "once" or "held"', printable(clip.name),
+                        'how long an action lasts: try "actions_are": "once" or "held"', clip.name,
                         self._config.fps)  # fmt: skip
         self._actions[key] = _resample_actions(own, video, clip.actions_are)
         return True
@@ -135,12 +135,12 @@ class VideoFolder:
         for clip, length in longest.items():
             if 0 < length < frames:  # 0: the other split has all of it
                 log.warning("skipped a %s clip: %s has %d frames, fewer than data.frames=%d",
-                            name, printable(clip.name), length, frames)
+                            name, clip.name, length, frames)
         kept = [s for s in stretches if s.stop - s.start >= frames]
         if not kept:
             clip = max(longest, key=longest.get)
             raise UserError(f"no {name} clip has data.frames={frames} frames: the longest, "
-                            f"{printable(clip.name)}, has {longest[clip]}; "
+                            f"{clip.name}, has {longest[clip]}; "
                             f"set data.frames to at most {longest[clip]}, or add longer videos")
         return kept
 
@@ -162,7 +162,7 @@ class _Stretch(NamedTuple):
                        f"{clip.end} s: its last one is at {video.times[-1]:.3f} s")
             if not video.damage:
                 raise UserError(message)
-            log.warning("skipped a clip: %s, and the file is damaged", printable(message))
+            log.warning("skipped a clip: %s, and the file is damaged", message)
             return []
         cuts = start + 1 + np.flatnonzero(np.diff(video.section[start:stop]))
         edges = [int(start), *map(int, cuts), int(stop)]
@@ -211,15 +211,17 @@ def _decode_all(folder: Path, files: list[str], unused: Unused | None, config: D
 
     videos, searched = {}, unused is not None
     unused = unused if searched else Unused()
-    # A file is decoded by one thread, which is how damage is found, so many files at once use the machine.
-    pool = ThreadPoolExecutor(max(1, min(len(os.sched_getaffinity(0)), MOST_DECODERS)))
+    # A file is decoded by one thread, which is how damage is found, so several files at once use the machine.
+    pool = ThreadPoolExecutor(max(1, config.threads, min(os.cpu_count() or 1, MOST_DECODERS)))
     try:
         decoded = tqdm(pool.map(decode, files), "decoding videos", len(files), leave=False, unit="file")
         for file, video in zip(files, decoded, strict=True):
             if isinstance(video, DecodedVideo):
                 videos[file] = video
+            elif searched and isinstance(video, NoVideoError):
+                unused.add(str(video), file)
             elif searched and not file.lower().endswith(SUFFIXES):
-                unused.add("without video" if isinstance(video, NoVideoError) else "that FFmpeg cannot read", file)
+                unused.add("that FFmpeg cannot read", file)
             else:
                 log.warning("skipped %s: it cannot be decoded: %s", printable(file), video)
     finally:
