@@ -192,8 +192,10 @@ class Display:
                        "setsar=1 OUT, with the right ratio")  # fmt: skip
             ratio = Fraction(1)
         self._note_unapplied(frame, orientation)
-        crop = [self._crop.filter(frame)] if self._crop and _fits(self._crop, frame) else []
-        chain = crop + orientation.filters
+        chain = ["setparams=colorspace=bt470bg"] if int(frame.colorspace) in _OTHER_MATRICES else []
+        if self._crop and _fits(self._crop, frame):
+            chain.append(self._crop.filter(frame))
+        chain += orientation.filters
         if ratio != 1:
             chain += ["scale=iw*sar:ih", "setsar=1"]
         return Filters(frame, ratio, [*chain, f"format={'rgb48le' if int(frame.color_trc) in _HDR else 'rgb24'}"])
