@@ -139,7 +139,8 @@ def test_what_is_no_video_is_named_by_its_kind(tmp_path, clip, caplog):
     line = unused(caplog)
     for words in ("it has no video stream (song.wav)", "as a still picture", "still.tiff", "still.webp", "list.m3u8",
                   "that FFmpeg cannot read (", "weights.bin", "empty (empty.mp4)", "hidden (.DS_Store)",
-                  "of other kinds, by their endings (notes.txt)", "neither a file nor a folder (pipe.mkv)"):  # fmt: skip
+                  "of other kinds, by their endings (notes.txt)",
+                  "neither a file nor a folder (pipe.mkv)"):  # fmt: skip
         assert words in line
 
 
@@ -166,8 +167,8 @@ def test_many_are_counted_and_few_named(tmp_path, clip, caplog):
     for i in range(12):
         (tmp_path / f"{i:02}.bin").write_bytes(bytes(100))
     source_of(tmp_path)
-    assert unused(caplog) == ("not used: 12 files: that FFmpeg cannot read (00.bin, 01.bin, 02.bin, 03.bin, 04.bin and 7 "
-                              "more)")
+    assert unused(caplog) == ("not used: 12 files: that FFmpeg cannot read (00.bin, 01.bin, 02.bin, 03.bin, 04.bin and "
+                              "7 more)")
 
 
 def test_a_folder_of_other_files_alone(tmp_path):
