@@ -48,8 +48,9 @@ class Frames:
     Attributes:
         decoded: what is known of each frame so far.
         failed: numbers of the packets that could not be read or decoded whole.
+        complaints: numbers of the packets while FFmpeg read or decoded which it logged an error.
         holes: numbers of the packets before which others are missing.
-        lost: numbers of the packets of which no frame came; complete at the end.
+        lost: numbers of the packets of which a frame should have come; complete at the end.
         stamps: time stamps of the packets of which frames came or should have come, by number.
     """
 
@@ -57,19 +58,30 @@ class Frames:
         self._container, self._stream, self._errors = container, stream, errors
         self.decoded: list[Decoded] = []
         self.failed: set[int] = set()
+        self.complaints: set[int] = set()
         self.holes: set[int] = set()
         self.lost: set[int] = set()
         self.stamps: dict[int, int | None] = {}
         self._decode_stamps: list[int | None] = []
+        self._corrupt = False
         self._misread = _of_container(errors, container)
         errors.clear()  # what FFmpeg says of the frames it tries at opening comes again
 
     @property
     def suspicious(self) -> bool:
         """Whether there is any sign of damage."""
-        first = self.decoded[:1]
-        return bool(self.failed or self.holes or self.lost or any(not frame.key for frame in first)
-                    or any(frame.corrupt for frame in self.decoded))  # fmt: skip
+        return bool(self._corrupt or self.failed or self.complaints or self.holes or self.lost
+                    or self.decoded and not self.decoded[0].key)  # fmt: skip
+
+    def good(self) -> np.ndarray:
+        """Which of the decoded frames can be trusted: bool [N].
+
+        Some files make FFmpeg complain of every key frame, and are right: complaints that leave nothing are ignored.
+        """
+        if not self.decoded:
+            return np.zeros(0, bool)
+        good = trusted(self.decoded, self.failed | self.complaints, self.holes)
+        return good if good.any() else trusted(self.decoded, self.failed, self.holes)
 
     def __iter__(self) -> Iterator:
         self._stream.codec_context.copy_opaque = True  # a frame carries its packet's number
@@ -77,6 +89,8 @@ class Frames:
         for packet in self._packets():
             number = len(self._decode_stamps)
             packet.opaque = number
+            if not packet.size and packet.dts is not None:
+                continue  # an empty packet repeats the frame before, but would end the decoder
             if packet.size:
                 self._decode_stamps.append(packet.dts)
                 if not packet.is_discard:
@@ -90,16 +104,22 @@ class Frames:
                 frames = []
                 self.failed.add(number)
             if _any(self._errors):
-                self.failed.add(number)
+                self.complaints.add(number)
             self._errors.clear()
             for frame in frames:
                 order = number if frame.opaque is None else frame.opaque
                 pending.discard(order)
                 key = frame.key_frame and int(frame.pict_type) in _INTRA
+                self._corrupt |= frame.is_corrupt
                 self.decoded.append(Decoded(order, frame.pts, key, frame.is_corrupt))
                 yield frame
-        some_invisible = self._stream.codec_context.name.startswith(_INVISIBLE)
-        self.lost = pending & self.failed if some_invisible else pending
+        # Of many streams some packets have no frame of their own: the second field of two, a reference never shown.
+        # In files that keep whole frames a packet without one is a sign of damage, if there are others.
+        first = min((frame.order for frame in self.decoded), default=0)
+        self.lost = {number for number in pending if number in self.failed | self.complaints or number < first}
+        codec = self._stream.codec_context.name
+        if self.suspicious and "mov" in self._container.format.name and not codec.startswith(_INVISIBLE):
+            self.lost = pending
         for number in pending - self.lost:
             del self.stamps[number]
         if self._misread:

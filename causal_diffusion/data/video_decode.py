@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.data.video_damage import Frames, description, errors_of_ffmpeg, trusted
+from causal_diffusion.data.video_damage import Frames, description, errors_of_ffmpeg
 from causal_diffusion.data.video_display import Crop, Display, deinterlaced
 from causal_diffusion.data.video_time import Clock, has_slot, slots
 
@@ -138,7 +138,8 @@ class _Reading:
 
     def __init__(self, container, stream, size: tuple[int, int, int], errors: list, before: "_Reading | None"):
         self.source = Frames(container, stream, errors)
-        self._good = before.good() if before else None  # of the decoder's frames, those that can be trusted
+        # Packets of frames that can be trusted: what a decoder makes of the others differs from time to time.
+        self._good = before.good_packets() if before else None
         self._notes: list[str] = []
         crop = Crop.of(description(container), stream.index)
         self._display = Display(*size, self._notes.append, crop)
@@ -158,19 +159,18 @@ class _Reading:
         self._pixels = bytearray()   # grows in place: a list of frames to be stacked would need the memory twice
         self._kept: list[int] = []   # the good frame of each picture
 
-    def good(self) -> np.ndarray:
-        """Which of the decoder's frames can be trusted. Raises UndecodableError if none can."""
-        decoded = self.source.decoded
-        good = trusted(decoded, self.source.failed, self.source.holes) if decoded else np.zeros(0, bool)
+    def good_packets(self) -> set[int]:
+        """The packets of the frames that can be trusted. Raises UndecodableError if there is none."""
+        decoded, good = self.source.decoded, self.source.good()
         if not good.any():
             raise UndecodableError(f"all of its {len(good)} frames are damaged" if decoded else
                                    "none of its frames can be decoded")  # fmt: skip
-        return good
+        return {frame.order for frame, kept in zip(decoded, good, strict=True) if kept}
 
     def first_time(self) -> float | None:
         """The time stamp of the file's first frame, damaged or not, in seconds: None if it is not known."""
         stamps = [stamp for stamp in self.source.stamps.values() if stamp is not None]
-        first_good = self.source.decoded[int(np.argmax(self.good()))].stamp
+        first_good = self.source.decoded[int(np.argmax(self.source.good()))].stamp
         return None if first_good is None or min(stamps) > first_good else min(stamps) * self._unit
 
     def timed(self) -> Iterator[tuple]:
@@ -178,7 +178,7 @@ class _Reading:
         knows how long it is shown."""
         before = None
         for place, frame in enumerate(self.source):
-            if self._good is not None and not self._good[place]:
+            if self._good is not None and self.source.decoded[-1].order not in self._good:
                 continue
             unit = float(frame.time_base or self._unit)
             self._clock.place(None if frame.pts is None else frame.pts * unit, (frame.duration or 0) * unit)
@@ -192,6 +192,8 @@ class _Reading:
 
     def keep(self, frame, i: int, ratio: Fraction | None, fps: float) -> None:
         """Keeps the picture of good frame i, if a slot shows it."""
+        if self._good is None and self.source.suspicious:
+            return  # another reading follows, and the frame may be anything
         begin = self._clock.begins[i]
         if has_slot(begin, begin + self._clock.durations[i], fps):
             self._pixels += self._display(frame, ratio).tobytes()

@@ -1,8 +1,11 @@
 """Damaged files: whatever is used equals the intact file's, and the rest is named with its time."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from causal_diffusion.data import video_damage
 from causal_diffusion.data.video_damage import Decoded, trusted
 from causal_diffusion.data.video_decode import UndecodableError, decode_video
 from tests.data.footage import encode, moving
@@ -156,3 +159,33 @@ def test_nothing_is_trusted_that_depends_on_damage(seed):
     last_key = max(order for order, (_, key, _) in enumerate(stream) if key)
     if damaged and max(damaged) < last_key:
         assert good[[place for place, _, _ in stream[last_key:] if place >= stream[last_key][0]]].all()
+
+
+def test_complaints_that_leave_nothing_are_ignored(tmp_path, intact, monkeypatch):
+    path, _, frames = intact("a.ts")
+    monkeypatch.setattr(video_damage, "_any", lambda errors, part="": part == "")
+    video = decode_video(path, 64, 64, 3)
+    assert_right(video, frames)
+    assert len(video.times) == FRAMES
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+def test_a_field_of_its_own_has_no_frame_of_its_own(extra):
+    """Packets without a frame and without an error are no damage: second fields, references that are not shown."""
+    class Packet:
+        size, dts, is_discard, is_corrupt = 9, 0, False, False
+
+        def __init__(self, number):
+            self.number, self.pts = number, 100 * number
+
+        def decode(self):
+            if self.number % (1 + extra):
+                return []
+            key = self.number == 0
+            return [SimpleNamespace(opaque=self.opaque, pts=self.pts, key_frame=key, pict_type=1 if key else 2,
+                                    is_corrupt=False)]  # fmt: skip
+
+    container = SimpleNamespace(format=SimpleNamespace(name="mpegts"), demux=lambda _: map(Packet, range(30)))
+    source = video_damage.Frames(container, SimpleNamespace(codec_context=SimpleNamespace(name="h264")), [])
+    assert len(list(source)) == 30 // (1 + extra)
+    assert not source.suspicious and source.lost == set() and source.good().all()
