@@ -2,8 +2,9 @@
 
 Command:   python train.py --config=configs/video_folder.py --workdir=runs/video
            after setting PATH below (or adding --config.data.path=/where/your/videos/are).
-Data:      any files that FFmpeg reads, searched recursively, resampled to data.fps, cropped to the centre and
-           resized. An optional clips.jsonl in the folder chooses files and adds captions, labels and actions; then set
+Data:      any files in which FFmpeg finds a video, searched recursively, resampled to data.fps (at time t the last
+           frame that has begun), shown as they declare, cut around damage, cropped to the centre and resized. An
+           optional clips.jsonl in the folder chooses files and adds captions, labels and actions; then set
            data.classes with model.classes, or data.action_dim with model.action.
 Method:    teacher forcing with a noised clean copy, one frame per block, x0 predicted and scored as velocity; see
            quickstart.py for the reasons.

@@ -26,7 +26,13 @@ from causal_diffusion.text_files import check_share, read_lines, read_text
 log = logging.getLogger(__name__)
 
 CLIP_LIST = "clips.jsonl"
-_KEYS = ("file", "caption", "label", "actions", "start", "end")
+_KEYS = ("file", "caption", "label", "actions", "actions_are", "start", "end")
+ACTIONS_ARE = ("once", "held")
+
+
+def printable(name: str) -> str:
+    """A file's name for a message: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Clip(NamedTuple):
@@ -35,6 +41,7 @@ class Clip(NamedTuple):
     file: relative to the folder, with '/'.
     where: the line that lists it, for messages; '' if none does.
     actions: relative path of the action file, or ''.
+    actions_are: 'once', 'held', or '' if the list does not say.
     start, end: seconds since the file's first frame.
     """
 
@@ -45,11 +52,12 @@ class Clip(NamedTuple):
     actions: str = ""
     start: float = 0.0
     end: float = math.inf
+    actions_are: str = ""
 
     @property
     def name(self) -> str:
         """How to name the clip in a message."""
-        return f"{self.where} ({self.file})" if self.where else self.file
+        return f"{self.where} ({printable(self.file)})" if self.where else printable(self.file)
 
 
 def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
@@ -131,6 +139,8 @@ def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -
             raise UserError(f"{where}: {key} must be a number of seconds from 0, got {entry[key]!r}")
     if "label" in entry and (type(entry["label"]) is not int or entry["label"] < 0):
         raise UserError(f"{where}: label must be an integer from 0, got {entry['label']!r}")
+    if entry.get("actions_are", "once") not in ACTIONS_ARE:
+        raise UserError(f"{where}: actions_are must be one of {', '.join(ACTIONS_ARE)}, got {entry['actions_are']!r}")
     if not entry.get("file"):
         raise UserError(f'{where}: "file" is missing')
     entry["file"] = posixpath.normpath(entry["file"])  # one file has one name, or a split could share it

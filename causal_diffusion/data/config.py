@@ -46,7 +46,7 @@ class DataConfig:
     speed: float = 1.25            # moving_digits: top speed, pixels per frame
     holdout: float = 0.1           # share of the digits or files (of a single file's time) kept for tests
     seed: int = 0                  # moving_digits: which endless stream of clips
-    threads: int = 2               # threads that load batches (and decode videos at the start); 0 = none
+    threads: int = 2               # threads that load batches, and the fewest that decode videos at the start; 0 = none
     prefetch: int = 4              # batches loaded ahead; 0 = none
 
     def __post_init__(self):

@@ -40,6 +40,7 @@ def test_every_key(folder):
     ('{"file": "a.mp4"}', "line 2: label is missing, and data.classes=4 asks for one"),
     ('{"file": "a.mp4", "label": 0}', "line 2: actions is missing, and data.action_dim=2 asks for it"),
     ('{"file": "a.mp4", "start": "1"}', "line 2: start must be a number of seconds from 0, got '1'"),
+    ('{"file": "a.mp4", "actions_are": "often"}', "line 2: actions_are must be one of once, held, got 'often'"),
     ('{"file": "a.mp4", "end": NaN}', "line 2: end must be a number of seconds from 0, got nan"),
     ('{"file": "a.mp4", "start": 2, "end": 2}', "line 2: start 2 must be before end 2"),
 ])

@@ -129,6 +129,21 @@ def test_actions_are_averaged_over_the_frames_between(folder):
     np.testing.assert_array_equal(element["action"], [[1.0], [1.0], [2.0], [2.0]])  # frames 0, 0, 1, 1
 
 
+@pytest.mark.parametrize("fps, once, held", [
+    (5.0, [1, 7, 12, 4], [1, 3.5, 6, 2]), (20.0, [1, 0, 2, 0], [1, 1, 2, 2]), (10.0, [1, 2, 5, 3], [1, 2, 5, 3])])
+def test_actions_are_given_once_or_held_as_the_list_says(folder, caplog, fps, once, held):
+    np.save(folder / "a.npy", np.array([1.0, 2, 5, 3, 9, 0, 4, 6, 8])[:, None])
+    config = dataclasses.replace(config_of(folder, action_dim=1, fps=fps), holdout=0.0)
+    for actions_are, wanted in (("once", once), ("held", held)):
+        write_list(folder, {"file": "a.mkv", "actions": "a.npy", "actions_are": actions_are})
+        assert make_source(config, "train")[0]["action"][:, 0].tolist() == wanted
+    assert not caplog.records
+    write_list(folder, {"file": "a.mkv", "actions": "a.npy"})
+    make_source(config, "train")
+    assert len(caplog.records) == (fps == 20.0)
+    assert all('try "actions_are": "once" or "held"' in record.getMessage() for record in caplog.records)
+
+
 def test_two_files_may_share_an_action_file(tmp_path, write_video):
     for name in ("a.mkv", "b.mkv"):
         write_video(tmp_path / name, np.zeros((5, 16, 16, 3), np.uint8), fps=10)
