@@ -160,7 +160,7 @@ def test_missing_parts_are_named_in_one_line(tmp_path):
     (lambda f: (f / "new_joint_vecs/000005.npy").write_bytes(b"\x93NUMPY"), "000005.npy cannot be read .*: replace or"),
     (lambda f: np.save(f / "new_joint_vecs/000005.npy", vectors(50, 0, 251)), r"shape \(50, 251\): a clip is \[frames, "
      "263\\]"),
-    (lambda f: np.save(f / "new_joint_vecs/000005.npy", np.array(["a"])), "000005.npy cannot be read .its dtype is <U1"),
+    (lambda f: np.save(f / "new_joint_vecs/000005.npy", np.array(["a"])), "000005.npy cannot be read .its dtype is"),
     (lambda f: (f / "texts/000005.txt").write_text("walk"), "000005.txt line 1 is no caption"),
     (lambda f: np.save(f / "Mean.npy", np.zeros(262)), r"Mean.npy has the shape \(262,\)"),
     (lambda f: np.save(f / "Std.npy", np.zeros(251)), "Mean.npy has 263 numbers and .*Std.npy has 251"),

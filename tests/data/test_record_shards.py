@@ -1,6 +1,7 @@
 """Shards: records survive the way there and back, bytes do not depend on the run, and damage never passes for data."""
 
 import hashlib
+import json
 import os
 import pickle
 import resource
