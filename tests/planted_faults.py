@@ -112,7 +112,7 @@ def run_pytest(copy: Path, arguments, limit: float | None = None, **environ) -> 
         log, out = Path(folder) / "log", Path(folder) / "out"
         log.touch()
         environ |= {"PYTHONPATH": f"{copy}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-        environ |= {"PLANTED_FAULTS_LOG": str(log)}
+        environ |= {"PLANTED_FAULTS_LOG": str(log), "COLUMNS": "400"}  # so that summaries are not cut
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", PLUGIN.stem, *arguments]
         with open(out, "wb") as file:
             process = subprocess.Popen(command, cwd=copy, env=os.environ | environ, stdin=subprocess.DEVNULL,
