@@ -6,15 +6,15 @@
     python -m tests.planted_faults compare BEFORE.json AFTER.json
 
 `record` runs tier 1 under coverage. `run` copies the tracked files of ``--tree`` for each job, and for each fault runs
-in a copy, stopping at the first failure and cheapest tests first,
+in a copy, stopping at the first failure, cheap tests and modules that mirror the file first,
 
     round 1   the tests that touch the changed line
     round 2   the other tests of their modules, and of the modules that mirror the changed file
     round 3   the other tests of the changed file's room
 
-until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. A test that
-fails without the fault too has caught nothing: it is left out, and the fault is tried again. A crash or a time-out
-counts as caught by the test that ran, if it ends a process of its own and passes without the fault.
+until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. The tests
+up to the one that failed then run without the fault: if it fails there too it has caught nothing, and the others go on.
+A crash or a time-out counts as a failure of the test that ran, if it ends a process of its own.
 
 `compare` shows two results side by side and ends with 1 if a fault escapes that was caught. Use it after tests were
 removed or merged: record and run both versions (``--tree``, ``--map``, ``--out``), then compare. A new fault is a line
@@ -88,6 +88,12 @@ class Run(NamedTuple):
             return started[-1], "timed out" if self.code is None else f"crashed ({self.code})"
         return None
 
+    def reason(self, test_id: str) -> str:
+        """What pytest's summary says of a test that failed."""
+        starts = f"FAILED {test_id} - ", f"ERROR {test_id} - "
+        found = [line for line in self.output.splitlines() if line.startswith(starts)]
+        return found[-1].partition(f"{test_id} - ")[2][:200] if found else ""
+
 
 def copied(tree: Path, target: Path) -> Path:
     """The tracked files of a tree as they are now, copied."""
@@ -106,7 +112,7 @@ def run_pytest(copy: Path, arguments, limit: float | None = None, **environ) -> 
         log, out = Path(folder) / "log", Path(folder) / "out"
         log.touch()
         environ |= {"PYTHONPATH": f"{copy}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-        environ |= {"PLANTED_FAULTS_LOG": str(log)}
+        environ |= {"PLANTED_FAULTS_LOG": str(log), "COLUMNS": "400"}  # so that summaries are not cut
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", PLUGIN.stem, *arguments]
         with open(out, "wb") as file:
             process = subprocess.Popen(command, cwd=copy, env=os.environ | environ, stdin=subprocess.DEVNULL,
@@ -186,90 +192,79 @@ def record(tree: Path, processes: int) -> tuple[dict, Run]:
 # run
 
 
-def attempt(fault: Fault, copy: Path, tests: Recorded, left_out: set[str]) -> dict:
+def attempt(copy: Path, fault: Fault, tests: Recorded) -> dict:
     """Plants a fault in a copy and runs tests until one fails; the copy is as before afterwards.
 
     Returns status ('caught', 'escaped', 'not planted' or 'error'), tests (number run), capped (whether the last round
-    was), seconds, and of a fault that is caught test, how and round.
+    was), seconds, unreliable (tests that fail without the fault too), and of a fault that is caught test, how (it
+    'failed', 'timed out' or 'crashed'), why, and round.
     """
-    began, file, done, capped = time.monotonic(), copy / PACKAGE / fault.file, set(left_out), False
-    source = file.read_text()
+    began, file, done, found = time.monotonic(), copy / PACKAGE / fault.file, set(), {"status": "escaped"}
+    source, unreliable, capped = file.read_text(), [], False
     try:
         faulty = planted(source, fault)
     except ValueError as error:
-        return {"status": "not planted", "how": str(error), "tests": 0, "capped": False, "seconds": 0.0}
-    file.write_text(faulty)
-    try:
-        for number, ids in enumerate(tests.rounds(fault), 1):
-            chosen, capped = tests.chosen(ids, done)
-            if not chosen:
-                continue
-            run = run_ids(copy, chosen, "-x")
-            done |= set(chosen)
-            if run.catcher is not None:
-                test, how = run.catcher
-                found = {"status": "caught", "test": test, "how": how, "round": number}
+        return {"status": "not planted", "why": str(error), "tests": 0, "capped": False, "seconds": 0.0}
+    for number, ids in enumerate(tests.rounds(fault), 1):
+        left, capped = tests.chosen(fault, ids, done)
+        while left and found["status"] == "escaped":
+            file.write_text(faulty)
+            try:
+                run = run_ids(copy, left, "-x")
+            finally:
+                file.write_text(source)
+            if run.catcher is None:
+                if run.code != 0:
+                    found = {"status": "error", "why": f"pytest ended with {run.code}: {run.output[-1000:]}"}
+                done |= set(left)
                 break
-            if run.code != 0:
-                found = {"status": "error", "how": f"pytest ended with {run.code}: {run.output[-1000:]}"}
-                break
-        else:
-            found = {"status": "escaped"}
-    finally:
-        file.write_text(source)
+            test, how = run.catcher
+            sequence = [each for each in left if each in run.passed] + [test]
+            if clean(copy, sequence):
+                found = {"status": "caught", "test": test, "how": how, "why": run.reason(test), "round": number}
+            else:
+                unreliable.append(test)
+            done |= set(sequence)
+            left = [each for each in left if each not in done]
+        if found["status"] != "escaped":
+            break
     spent = round(time.monotonic() - began, 1)
-    return found | {"tests": len(done) - len(left_out), "capped": capped, "seconds": spent}
+    return found | {"tests": len(done), "capped": capped, "seconds": spent, "unreliable": unreliable}
 
 
-class Copies:
-    """Copies of a tree, one for each job, that threads take in turn."""
+def clean(copy: Path, sequence) -> bool:
+    """Whether the last one of some tests passes, after the others, in a copy without a fault."""
+    if "::" not in sequence[-1]:  # a module that could not be imported
+        return run_pytest(copy, ["--collect-only", sequence[-1]], LIMIT).code == 0
+    return sequence[-1] in run_ids(copy, sequence, "-x").passed
 
-    def __init__(self, tree: Path, folder: Path, jobs: int):
-        self.count, self._free = jobs, queue.Queue()
-        for job in range(jobs):
-            copy = copied(tree, folder.resolve() / str(job))
-            check_copy(copy)
-            self._free.put(copy)
 
-    def use(self, work, *arguments):
-        """work(copy, *arguments), as soon as a copy is free."""
-        copy = self._free.get()
+def run_faults(tree: Path, faults, tests: Recorded, jobs: int, keep) -> dict[str, dict]:
+    """Attempts each fault, several at a time, each job in a copy of its own: the results by name.
+
+    ``keep`` is called with those that there are after every fault, so that a run that is stopped leaves them.
+    """
+    results, copies = {}, queue.Queue()
+
+    def in_a_copy(fault):
+        copy = copies.get()
         try:
-            return work(copy, *arguments)
+            return attempt(copy, fault, tests)
         finally:
-            self._free.put(copy)
+            copies.put(copy)
 
-
-def unreliable(ids, copies: Copies, pool) -> set[str]:
-    """Those of some ids that fail, alone too, where no fault is planted."""
-    ids = sorted(ids)
-    parts = [part for part in (ids[i :: copies.count] for i in range(copies.count)) if part]
-    passed = set().union(*(run.passed for run in pool.map(lambda part: copies.use(run_ids, part), parts)))
-    rest = [each for each in ids if each not in passed]
-    # A module that could not be imported under the fault: importing it is enough.
-    options = [["--collect-only"] if "::" not in each else [] for each in rest]
-    alone = pool.map(lambda each, more: copies.use(run_ids, [each], *more), rest, options)
-    return {each for each, run in zip(rest, alone, strict=True) if run.code != 0}
-
-
-def run_faults(tree: Path, faults, tests: Recorded, jobs: int) -> dict[str, dict]:
-    """Attempts each fault, again without the tests that turn out to be unreliable: its result, by name."""
-    results, left_out = {}, set()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        copies, todo = Copies(tree, Path(folder), jobs), list(faults)
+        for job in range(jobs):
+            copy = copied(tree, Path(folder).resolve() / str(job))
+            check_copy(copy)
+            copies.put(copy)
+        futures = {pool.submit(in_a_copy, fault): fault for fault in faults}
         try:
-            while todo:
-                futures = {pool.submit(copies.use, attempt, fault, tests, left_out): fault for fault in todo}
-                for future in concurrent.futures.as_completed(futures):
-                    name, result = futures[future].name, future.result()
-                    results[name] = result | {"unreliable": results.get(name, {}).get("unreliable", [])}
-                    print(line_of(name, results[name]), flush=True)
-                caught = {fault: results[fault.name]["test"] for fault in todo if "test" in results[fault.name]}
-                bad = unreliable(set(caught.values()), copies, pool)
-                todo, left_out = [fault for fault, test in caught.items() if test in bad], left_out | bad
-                for fault in todo:
-                    results[fault.name]["unreliable"].append(caught[fault])
-                    print(f"again: {fault.name}, as {caught[fault]} fails without it", flush=True)
+            for future in concurrent.futures.as_completed(futures):
+                name = futures[future].name
+                results[name] = future.result()
+                print(line_of(name, results[name]), flush=True)
+                keep(results)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -278,11 +273,14 @@ def run_faults(tree: Path, faults, tests: Recorded, jobs: int) -> dict[str, dict
 
 def line_of(name: str, result: dict) -> str:
     """A result in one line."""
-    what = result.get("test", "")
+    what = result.get("test") or result.get("why") or f"none of {result['tests']} tests fails"
     if result.get("how", "failed") != "failed":
-        what = f"{what} {result['how']}".strip()
-    capped = f", the last round cut at {CAP:g} s" if result["capped"] and result["status"] != "caught" else ""
-    return f"{result['status']:8} {result['seconds']:6.1f} s  {name}: {what or result['tests']}{capped}"
+        what += f" {result['how']}"
+    if result["capped"] and result["status"] == "escaped":
+        what += f", of the last round those of {CAP:g} s"
+    if result.get("unreliable"):
+        what += f"; fail without it too: {', '.join(result['unreliable'])}"
+    return f"{result['status']:8} {result['seconds']:6.1f} s  {name}: {what}"
 
 
 # compare
@@ -344,9 +342,13 @@ def main(arguments=None) -> int:
         print(*run.failed, sep="\n")
         return int(bool(run.failed))
     recorded = Recorded(**json.loads(options.map.read_text()))
-    results = run_faults(options.tree.resolve(), selected(options.only), recorded, options.jobs)
+
+    def keep(results):
+        write_json(options.out, {"seconds": round(time.monotonic() - began), "faults": results})
+
+    results = run_faults(options.tree.resolve(), selected(options.only), recorded, options.jobs, keep)
+    keep(results)
     spent = round(time.monotonic() - began)
-    write_json(options.out, {"seconds": spent, "faults": results})
     missed = [line_of(name, result) for name, result in results.items() if result["status"] != "caught"]
     print(f"\n{len(results) - len(missed)} of {len(results)} faults are caught, in {spent} s", *missed, sep="\n")
     return int(bool(missed))

@@ -47,10 +47,14 @@ def test_the_lines_of_a_statement_are_those_that_coverage_may_name():
 def test_rounds_widen_from_the_line_to_the_room():
     ids = ["tests/nn/test_rope.py::a", "tests/nn/test_rope.py::b", "tests/nn/test_block.py::c",
            "tests/nn/text/test_t5.py::d", "tests/test_cli.py::e", "tests/streaming/test_session.py::f"]  # fmt: skip
-    tests = Recorded({"it": ids[:1] + ids[-1:]}, {each: 100.0 - i for i, each in enumerate(ids)})
-    rounds = [set(each) for each in tests.rounds(Fault("it", "nn/rope.py", "", ""))]
+    rope = Fault("it", "nn/rope.py", "", "")
+    tests = Recorded({"it": ids[:1] + ids[-1:]}, {each: 60.0 - i for i, each in enumerate(ids)})
+    rounds = [set(each) for each in tests.rounds(rope)]
     assert rounds == [{ids[0], ids[5]}, {ids[0], ids[1], ids[5]}, {*ids[:4], ids[5]}]
-    assert tests.chosen(ids, {ids[5]}) == ([ids[4]], True)  # the cheapest first, another one is beyond the cap
+    # The cheapest ones up to the cap, of which those that mirror the file come first.
+    assert tests.chosen(rope, ids, set()) == ([ids[5], ids[4]], True)
+    assert tests.chosen(rope, [ids[0], ids[5]], set()) == ([ids[0], ids[5]], False)
+    assert tests.chosen(rope, ids[:2], {ids[1]}) == ([ids[0]], False)
     modules = {each.partition("::")[0] for each in ids}
     assert mirrors("cli.py", modules) == {"tests/test_cli.py"} and not mirrors("config.py", modules)
     assert mirrors("nn/text/words.py", modules) == {"tests/nn/text/test_t5.py"}
