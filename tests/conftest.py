@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -34,6 +35,14 @@ MOST_MEMORY = 1_300 * 2**20  # bytes resident; a test takes a few hundred MiB mo
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def generators_start_anew(request):
+    """What a test draws from a generator of its module does not depend on the tests that ran before it."""
+    for value in vars(request.module).values():
+        if isinstance(value, np.random.Generator):
+            value.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 class Compiled:

@@ -46,7 +46,7 @@ from causal_diffusion.diffusion.steering import OBSERVED
 from causal_diffusion.ranges import INSIDE, SHARE, SIZE, WEIGHT, Range, check_numbers
 
 Array = Any
-SCALE = Range(0, 1_000)
+SCALE = Range(-1_000, 1_000)  # negative: away from the condition
 
 
 class Branch(NamedTuple):

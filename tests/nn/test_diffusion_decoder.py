@@ -135,7 +135,7 @@ def test_several_steps_are_a_plain_loop_over_the_whole_clip(steps, train_steps):
 
 @pytest.mark.parametrize("steps, indices", [
     (1, (8191,)), (2, (0, 8191)), (3, (0, 4095, 8191)), (8192, tuple(range(8192))),
-], ids=str)  # fmt: skip
+], ids=["1", "2", "3", "8192"])  # fmt: skip
 def test_the_indices(steps, indices):
     assert CDTConfig(steps=steps).indices == indices
 

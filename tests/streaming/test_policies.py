@@ -11,14 +11,13 @@ from causal_diffusion.streaming.pipeline import Pipeline
 BATCH = 2
 full = pytest.mark.full
 POLICIES = [  # (system, blocks of context): at least once with and once without
-    ("adjacent", 0), ("deep", 2), ("two_level", 0),
+    ("adjacent", 0), ("deep", 2), ("two_level", 0), ("knot", 2),
     *(
         pytest.param(name, context, marks=full)
         for name, context in (
             ("slot", 0), ("slot", 2), ("adjacent", 6), ("ahead", 4), ("deep", 0), ("deep", 9), ("fused", 0),
             ("fused_rolling", 0), ("fused_rolling", 2), ("two_level", 7), ("bidirectional", 2), ("bidirectional", 5),
             ("knot", 0), ("commit_drop", 0), ("commit_drop", 3), ("ahead", 0), ("fused", 2), ("bidirectional", 0),
-            ("knot", 2),
         )
     ),
 ]  # fmt: skip

@@ -87,7 +87,6 @@ def test_a_run_resumes_bitwise_and_its_checkpoint_is_the_autoencoder(config, tmp
     assert (tmp_path / "whole/samples/reconstruction.png").exists() == (config is VIDEO)
 
 
-@pytest.mark.full
 def test_statistics_are_those_of_the_latents():
     recipe = build_autoencoder(VIDEO)
     params, source = params_of(recipe)["vae"], clips(VIDEO, 24)
