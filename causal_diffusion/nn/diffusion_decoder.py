@@ -73,7 +73,8 @@ class CDTConfig:
         check_numbers(
             self, "vae.cdt", channels=WIDTH, latent=WIDTH, base=WIDTH, unet=WIDTH, multipliers=Range(1, 2**10),
             unet_multipliers=Range(1, 2**10), patch=Range(1, 2**10), blocks=DEPTH, finest=WIDTH, wide=Range(1, 255),
-            up=Range(1, 255), train_steps=Range(2, 100_000), train_from=BELOW_ONE, steps=Range(1, 100_000), noise=WEIGHT,
+            up=Range(1, 255), train_steps=Range(2, 100_000), train_from=BELOW_ONE, steps=Range(1, 100_000),
+            noise=WEIGHT,
         )  # fmt: skip
         if not 1 <= len(self.multipliers) <= 10:
             raise ValueError(
