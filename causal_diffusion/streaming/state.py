@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from causal_diffusion import cache as caching
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.nn.transformer import EncodedCondition
 
 Array = Any
@@ -94,4 +95,4 @@ def as_made(state: State) -> State:
 
 def sample_keys(seed: int, batch: int) -> Array:
     """Keys of samples 0 .. batch - 1: each depends on (seed, index) only."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.arange(batch, dtype=jnp.int32))

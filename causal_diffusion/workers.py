@@ -1,0 +1,68 @@
+"""Work on threads of the library: an exception in the caller's thread does not stop it half way.
+
+Ctrl-C raises KeyboardInterrupt in the main thread between any two instructions, for example after a program has
+consumed (donated) the arrays of a stream and before its result has a name. Work that must happen wholly or not at all is
+a ``Once``: it is stored first, and then waited for. An exception in the waiting thread leaves it in its place, and
+whoever looks next waits for the same result.
+
+The threads run under the library's own JAX settings (``jax_settings``).
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from causal_diffusion.jax_settings import enter_own_settings
+
+THREADS = 256  # at most; a thread is started only where none is idle
+
+
+class Once:
+    """A computation that runs once, on a thread of the library, however often its result is asked for.
+
+    Args:
+        function: called without arguments; let go as soon as it has returned.
+    """
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function, self._lock, self._outcome = function, threading.Lock(), None
+
+    def result(self) -> Any:
+        """What the function returned; or raises what it raised, every time."""
+        if self._outcome is None:
+            if hasattr(_settings, "stack"):  # one of these threads: another one need not be waited for
+                self._run()
+            else:
+                _pool.submit(self._run).result()
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value
+
+    def start(self) -> "Once":
+        """Begins, without waiting."""
+        _pool.submit(self._run)
+        return self
+
+    def _run(self):
+        with self._lock:
+            if self._outcome is not None:
+                return
+            try:
+                self._outcome = (self._function(), None)
+            except BaseException as error:  # raised where the result is asked for
+                self._outcome = (None, error)
+            self._function = None
+
+
+_settings = threading.local()
+
+
+def _begin_thread():
+    _settings.stack = contextlib.ExitStack()
+    enter_own_settings(_settings.stack)
+
+
+_pool = ThreadPoolExecutor(THREADS, thread_name_prefix="causal_diffusion", initializer=_begin_thread)
