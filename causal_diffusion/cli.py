@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -15,9 +17,11 @@ from pathlib import Path
 from causal_diffusion import compilation_cache
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
+from causal_diffusion.lasting_output import lasting_output
 from causal_diffusion.parallel import distributed
 from causal_diffusion.parallel.cluster import KINDS, PORT, ClusterConfig
 
+TEMPORARY = 75  # EX_TEMPFAIL, the exit code after SIGTERM: schedulers start the same command again
 LAST_WORDS = 3.0  # seconds that process 0, which the others lean on, leaves them to say why they end
 
 
@@ -28,12 +32,21 @@ def run(main) -> None:
 
     Of several processes one that fails leaves at once, since the others may wait for it where it never comes: they
     then end by themselves, or their launcher ends them.
+
+    That nobody reads what is printed any more (a closed terminal, ``| head``) ends nothing.
     """
+    with lasting_output():
+        _run(main)
+
+
+def _run(main):
     try:
         compilation_cache.switch_on()
         main()
     except UserError as error:
         code = getattr(error, "exit_code", None)  # all agreed to stop, and leave in good order
+        if code == TEMPORARY and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # known: another one would change the exit code
         if code is None:
             _leave(_fail(str(error)))
         sys.exit(_fail(str(error), code) if distributed.is_writer() else code)
@@ -52,8 +65,9 @@ def run(main) -> None:
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
+    _leave_at_sigterm()
     config, options, cluster = train_options(arguments)
-    distributed.initialise(cluster)
+    distributed.initialise(cluster)  # of several processes JAX catches SIGTERM from here on
     if distributed.coordination_client() is not None:
         compilation_cache.only_if_shared()
     from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
@@ -80,6 +94,7 @@ def train_options(arguments=None):
     parser.add_argument("--start_timeout", type=float, default=300.0, help="seconds in which all of them have to come")
     options, overrides = parse_options(parser, arguments)
     config = freeze(load_config(options.config, overrides))
+    options.workdir = options.workdir and os.path.expanduser(options.workdir)
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
     cluster = ClusterConfig(
@@ -106,6 +121,7 @@ def sample_main(arguments=None) -> None:
     from causal_diffusion.streaming.pipeline import Pipeline
     from causal_diffusion.streaming.to_file import stream_to_file
 
+    options.out = os.path.expanduser(options.out)
     pipeline = Pipeline.from_checkpoint(options.checkpoint, step=options.step, overrides=overrides)
     stream_to_file(
         pipeline,
@@ -136,6 +152,18 @@ def parse_options(parser, arguments):
             raise UserError(f"unknown argument {word!r}; there are {known}, and --config.section.key=value")
         overrides.append(word.removeprefix("--config."))
     return options, overrides
+
+
+def _leave_at_sigterm() -> None:
+    """SIGTERM before the first step and after the last ends the process with the same code as between steps."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def leave(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(_fail("preempted; the same command goes on from the last checkpoint", TEMPORARY))
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _fail(message, code=2) -> int:

@@ -19,12 +19,9 @@ rounding. Longer ones than --piece latents are streamed, in constant memory.
 """
 
 import dataclasses
-import fcntl
 import json
 import logging
-import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +31,8 @@ from tqdm.auto import tqdm
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
 from causal_diffusion.data.record_shards import Shard, damage_of, shard_name, write_json, write_shard
 from causal_diffusion.errors import UserError
+from causal_diffusion.folder_lock import own_folder
+from causal_diffusion.jax_settings import under_own_settings
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,7 @@ DTYPES = ("float32", "float16")
 WORDS = {"vae": "the VAE's fingerprint", "source": "the data", "format": "the format"}
 
 
+@under_own_settings
 def encode_source(
     vae,
     params,
@@ -88,9 +88,9 @@ def encode_source(
     plan = dict(format=FORMAT, vae=fingerprint, source=repr(source), split=split, clips=len(reader), whole=whole)
     plan |= dict(shard_clips=shard_clips, batch=batch, piece=piece, dtype=dtype)
     _check_options(plan)
-    out, count = Path(out), -(-len(reader) // shard_clips)
+    out, count = Path(out).expanduser(), -(-len(reader) // shard_clips)
     work = out / UNFINISHED
-    with _alone(out):
+    with own_folder(out, "encoding", "--out"):
         files = [shard_name("latents", i, count) for i in range(count)]
         done, complete = _found(out, plan)
         if complete and len(done) == count:
@@ -322,26 +322,6 @@ def _read_json(path):
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove {path.parent} and start again") from error
-
-
-@contextmanager
-def _alone(out):
-    """Makes the folder, and lets no second process write into it; a killed one does not hold it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out: {out} cannot be a folder, a file is in its place: choose another") from None
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is encoding into {out}: wait for it, or choose another --out") from None
-        except OSError as error:  # some file systems have no locks
-            log.warning("%s cannot be locked (%s): see that no second process encodes into it", out, error.strerror)
-        yield
-    finally:
-        os.close(folder)
 
 
 def _check_options(plan):

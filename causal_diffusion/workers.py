@@ -1,8 +1,8 @@
 """Work on threads of the library: an exception in the caller's thread does not stop it half way.
 
 Ctrl-C raises KeyboardInterrupt in the main thread between any two instructions, for example after a program has
-consumed (donated) the arrays of a stream and before its result has a name. Work that must happen wholly or not at all is
-a ``Once``: it is stored first, and then waited for. An exception in the waiting thread leaves it in its place, and
+consumed (donated) the arrays of a stream and before its result has a name. Work that must happen wholly or not at all
+is a ``Once``: it is stored first, and then waited for. An exception in the waiting thread leaves it in its place, and
 whoever looks next waits for the same result.
 
 The threads run under the library's own JAX settings (``jax_settings``).
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
+
 from causal_diffusion.jax_settings import enter_own_settings
 
 THREADS = 256  # at most; a thread is started only where none is idle
@@ -24,10 +26,13 @@ class Once:
 
     Args:
         function: called without arguments; let go as soon as it has returned.
+        before: what the computation starts from; let go, too.
+        consumes: of ``before``, the arrays that it consumes (donates) when it succeeds.
     """
 
-    def __init__(self, function: Callable[[], Any]):
+    def __init__(self, function: Callable[[], Any], before: Any = None, consumes: Any = ()):
         self._function, self._lock, self._outcome = function, threading.Lock(), None
+        self._before, self._consumes = before, consumes
 
     def result(self) -> Any:
         """What the function returned; or raises what it raised, every time."""
@@ -41,6 +46,13 @@ class Once:
             raise error
         return value
 
+    def undone(self) -> Any:
+        """``before``, where the function raised and has consumed nothing of it; else None."""
+        if self._outcome is None or self._outcome[1] is None:
+            return None
+        consumed = any(leaf.is_deleted() for leaf in jax.tree.leaves(self._consumes) if isinstance(leaf, jax.Array))
+        return None if consumed else self._before
+
     def start(self) -> "Once":
         """Begins, without waiting."""
         _pool.submit(self._run)
@@ -52,9 +64,27 @@ class Once:
                 return
             try:
                 self._outcome = (self._function(), None)
+                self._before = self._consumes = None
             except BaseException as error:  # raised where the result is asked for
                 self._outcome = (None, error)
             self._function = None
+
+
+def settled(current: Any, assign: Callable[[Any], None]) -> Any:
+    """What ``current`` is once it is done, if it is a ``Once``; ``assign`` then stores it in its place.
+
+    Where it raised before it consumed anything, what it started from is stored, so that the next try starts there.
+    """
+    if not isinstance(current, Once):
+        return current
+    try:
+        value = current.result()
+    except BaseException:
+        if (before := current.undone()) is not None:
+            assign(before)
+        raise
+    assign(value)
+    return value
 
 
 _settings = threading.local()

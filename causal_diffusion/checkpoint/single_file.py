@@ -33,7 +33,7 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: dict) -> None:
     header = json.dumps({"format": 1, "leaves": specs(leaves), "keys": keys, "meta": meta})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)
     try:
-        with replacing(Path(path)) as file:
+        with replacing(Path(path).expanduser()) as file:
             np.savez(file, **arrays, sha256=_sha256_of(arrays))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {reason_of(error)}") from error
@@ -51,7 +51,7 @@ def load_tree(path: str | os.PathLike, like: Any = None) -> tuple[Any, dict]:
       CheckpointError: the file is missing or damaged, or holds another tree than `like`.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open(Path(path).expanduser(), "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         intact = np.array_equal(arrays.pop("sha256"), _sha256_of(arrays))
     except Exception as error:  # a damaged zip file fails in a dozen ways

@@ -31,7 +31,7 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: 
     Raises:
       CheckpointError: the file cannot be written. One that was there before then still is.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     arrays = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -53,6 +53,7 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
     Raises:
       CheckpointError: the file is missing or damaged, or somebody else wrote it.
     """
+    path = Path(path).expanduser()
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})

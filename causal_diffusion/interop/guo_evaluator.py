@@ -27,6 +27,7 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.interop.torch_file import read_torch
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.nn.guo_evaluator import GuoConfig, GuoEvaluator
 
 NETWORKS = ("movement_encoder", "motion_encoder", "text_encoder")
@@ -44,7 +45,7 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
         UserError: the path cannot be read, it holds other networks (the first name that differs is named), or a pickle
             of more than tensors and numbers.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path} is no file; the evaluator's finest.tar would do")
     torch, content = read_torch(path)
@@ -55,7 +56,7 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
             raise UserError(f"{path} has no {network} of tensors; {', '.join(NETWORKS)} would do")
         weights |= {f"{network}.{name}": value.float().numpy() for name, value in arrays.items()}
     evaluator = GuoEvaluator(_sizes(path, weights))
-    shapes = jax.eval_shape(evaluator.init, jax.random.key(0), jnp.zeros((1, 4, evaluator.config.channels)))["params"]
+    shapes = jax.eval_shape(evaluator.init, random_key(0), jnp.zeros((1, 4, evaluator.config.channels)))["params"]
     params = {}
     for keys, leaf in flax.traverse_util.flatten_dict(shapes).items():
         name = _theirs(keys)

@@ -31,6 +31,7 @@ from safetensors.numpy import save as serialised
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UserError
 from causal_diffusion.interop.torch_file import read_torch
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
 
@@ -78,7 +79,7 @@ def load(path: str | os.PathLike) -> tuple[VAE, dict]:
         UserError: the path cannot be read, its weights are those of another network (the first key that differs is
             named), or it is a pickle that holds more than tensors.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         config, mean, std = _read_config(path / CONFIG)
         weights = _read_safetensors(path / WEIGHTS)
@@ -96,7 +97,7 @@ def save(path: str | os.PathLike, vae: VAE, params) -> None:
     Raises:
         UserError: the VAE has a form that diffusers' does not have, ``params`` are another's, or it cannot be written.
     """
-    path, config = Path(path), vae.config.video
+    path, config = Path(path).expanduser(), vae.config.video
     if vae.config.form != "video":
         raise UserError(f"vae.form is {vae.config.form!r} and {CLASS} is a video VAE: 'video' would do")
     for name, does in (
@@ -226,7 +227,7 @@ def _infer(path, weights):
 def _leaves(config):
     """{path of a leaf in our tree: what it is}."""
     vae = VAE(VAEConfig("video", video=config))
-    return flax.traverse_util.flatten_dict(jax.eval_shape(vae.init, jax.random.key(0)))
+    return flax.traverse_util.flatten_dict(jax.eval_shape(vae.init, random_key(0)))
 
 
 def _theirs(config, naming, keys, shape):

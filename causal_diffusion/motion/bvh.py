@@ -68,7 +68,7 @@ def read(path: str | Path, up: str | None = None, scale: float | None = None, en
         raise UserError(f"up is {up!r}: 'y' or 'z' would do")
     if scale is not None and not 0 < scale < np.inf:
         raise UserError(f"scale is {scale}: metres per unit, 0.01 would do")
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     except OSError as error:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.jax_settings import random_key
 
 Array = Any
 
@@ -138,7 +139,7 @@ class Autoencoder(nn.Module):
 
     def __call__(self, x):
         """Makes all parameters."""
-        return self.reconstruct(x, jax.random.split(jax.random.key(0), x.shape[0]))[2]
+        return self.reconstruct(x, jax.random.split(random_key(0), x.shape[0]))[2]
 
 
 def narrow(key, shape, dtype=jnp.float32):

@@ -33,6 +33,7 @@ import numpy as np
 
 from causal_diffusion.diffusion.process import Process
 from causal_diffusion.diffusion.solvers import SolverConfig, make
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, narrow, normal
 from causal_diffusion.nn.causal_conv import Carry
 from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNet, time_down
@@ -283,7 +284,7 @@ class CDT(Autoencoder):
         return (jnp.atleast_1d(jnp.asarray(index))[:, None] + 1) / np.float32(self.config.train_steps)
 
     def _start(self, batch, key):
-        data = jax.random.key_data(jax.random.key(0) if key is None else key)
+        data = jax.random.key_data(random_key(0) if key is None else key)
         return {"key": jnp.broadcast_to(data, (batch, data.shape[-1])), "frame": jnp.zeros(batch, jnp.int32)}
 
 

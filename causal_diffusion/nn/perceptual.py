@@ -79,7 +79,7 @@ def lpips_weights(path) -> LPIPSWeights:
         UserError: no such file, another kind of file, or, by name, the first key that is missing, of another shape, not
             finite, or unknown.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     given = {re.sub(r"^net\.slice\d\.", "features.", key): value for key, value in _read(path).items()}
     wanted = _wanted()
     for key, shape in wanted.items():

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry, check_finite
 from causal_diffusion.nn.causal_tokenizer import CausalTokenizer, TokenizerConfig
 from causal_diffusion.nn.diffusion_decoder import CDT, CDTConfig
@@ -91,10 +92,12 @@ class VAE:
         """What a latent stands for."""
         return self.config.geometry
 
+    @under_own_settings
     def init(self, key):
         """Fresh parameters, float32."""
         return _init(self, key)
 
+    @under_own_settings
     def encode(self, params, video, piece: int = 0):
         """The latents of whole clips, [B, T, *space, C] -> mean [B, L, *space', Z] float32, before ``normalise``.
 
@@ -117,6 +120,7 @@ class VAE:
             at += frames
         return jnp.concatenate(out, axis=1)
 
+    @under_own_settings
     def decode(self, params, latents, piece: int = 0):
         """The clips of latents [B, L, *space', Z] -> float32 [B, T, *space, C]; ``piece`` as for ``encode``."""
         if not piece:
@@ -128,11 +132,13 @@ class VAE:
             at += take
         return jnp.concatenate(out, axis=1)
 
+    @under_own_settings
     def encode_piece(self, params, video, state=None):
         """One piece of a clip, whole groups of frames: (mean [B, L, *space', Z], state). ``state`` None: the first."""
         encoded, state = _encode(self, params, self.checked(video, start=state is None), state)
         return encoded.mean, state
 
+    @under_own_settings
     def decode_piece(self, params, latents, state=None):
         """One piece of a clip: (video [B, T, *space, C], state). ``state`` None: the first one."""
         g = self.geometry
@@ -141,6 +147,7 @@ class VAE:
             raise UserError(f"latents have the shape {np.shape(latents)}: they are [clips, latents, {axes}{g.latent}]")
         return _decode(self, params, latents, state)
 
+    @under_own_settings
     def posterior(self, params, video) -> Encoded:
         """All that the encoder says of whole clips."""
         return _encode(self, params, self.checked(video), None)[0]

@@ -21,7 +21,8 @@ Array = Any
 class Output(NamedTuple):
     """``steps`` steps that were begun.
 
-    emitted: [capacity, B, E, *space, C], or () once they were fetched; those from ``first`` on count, and of their frames the first ``void`` do not.
+    emitted: [capacity, B, E, *space, C], or () once they were fetched; steps from ``first`` on count, and of their
+        frames the first ``void`` do not.
     frames: of a system that works on latents, decoded, or of any system once they were fetched: per step, a list of
         [B, T, ...]. None: ``emitted`` is what the user gets.
     given: the action with which the user asked for these steps, [B, T, A]; None: without one.

@@ -17,7 +17,6 @@ import functools
 import json
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ from causal_diffusion.streaming.output import begin_output, take_steps
 from causal_diffusion.streaming.placement import put
 from causal_diffusion.streaming.state import as_made
 from causal_diffusion.streaming.watch import Watch
-from causal_diffusion.workers import Once
+from causal_diffusion.workers import Once, settled
 
 
 def _exclusive(method):
@@ -84,13 +83,7 @@ class Session(Iterator):
     @property
     def _mark(self) -> Mark:
         """Where the stream is; of a step that was begun, once it is done."""
-        now = self._now
-        if isinstance(now, Once):
-            now = now.result()
-            self._now = now.mark if isinstance(now, _Failed) else now
-            if isinstance(now, _Failed):
-                raise now.error
-        return now
+        return settled(self._now, functools.partial(setattr, self, "_now"))
 
     @_mark.setter
     def _mark(self, mark: Mark):
@@ -193,17 +186,12 @@ class Session(Iterator):
             void = padding(pipeline, mark)
             steered, action = take_entering_actions(pipeline, mark, n)
             steered, observed = take_entering_observed(pipeline, steered, n)
-            try:
-                state, emitted = program(weights, mark.state, mark.encoded, action, observed, np.int32(n))
-            except BaseException as error:
-                if any(leaf.is_deleted() for leaf in jax.tree.leaves(mark.state)):
-                    raise
-                return _Failed(mark, error)
+            state, emitted = program(weights, mark.state, mark.encoded, action, observed, np.int32(n))
             output, decoder = begin_output(pipeline.codec, emitted, n, void, mark.decoder, given)
             frame = mark.frame + n * pipeline.rollout.emit
             return steered._replace(state=state, frame=frame, decoder=decoder, ahead=(*mark.ahead, output))
 
-        self._now = Once(step)
+        self._now = Once(step, mark, mark.state)
         return self._mark
 
     def _compiling_of(self, mark: Mark, program):
@@ -376,10 +364,3 @@ class _Taken:
     def put_back(self):
         if self._before is not None:
             self._session._now = self._before
-
-
-class _Failed(NamedTuple):
-    """A step that raised before it consumed anything."""
-
-    mark: Mark
-    error: BaseException

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.parallel.mesh import replicated
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.training.guard import no_norms
@@ -60,7 +61,7 @@ def create(recipe, key) -> TrainState:
 @functools.lru_cache(maxsize=4)  # a run asks four times, and tracing takes as long as reading a small program
 def abstract_state(recipe, mesh) -> tuple[TrainState, TrainState]:
     """(ShapeDtypeStructs, shardings) of every leaf. Makes no arrays."""
-    shapes = jax.eval_shape(lambda key: create(recipe, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: create(recipe, key), random_key(0))
     params, one = param_shardings(shapes.params, mesh), replicated(mesh)
     return shapes, TrainState(
         step=one,
@@ -95,7 +96,7 @@ def moment_shardings(opt_state, params, shardings, mesh):
 def sharded_state(recipe, mesh, seed: int) -> TrainState:
     """A fresh state laid out over the mesh."""
     _, shardings = abstract_state(recipe, mesh)
-    return jax.jit(lambda key: create(recipe, key), out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(lambda key: create(recipe, key), out_shardings=shardings)(random_key(seed))
 
 
 def apply_gradients(recipe, state: TrainState, grads, good=None) -> TrainState:

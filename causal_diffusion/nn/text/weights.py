@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from causal_diffusion.checkpoint.leaves import reason_of
 from causal_diffusion.errors import UserError
+from causal_diffusion.jax_settings import random_key
 from causal_diffusion.nn.text.layers import Names
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -145,7 +146,7 @@ def load(folder: Path, module: nn.Module, names: Names) -> dict:
     """
     files = {key: file for file, keys in weight_files(folder).items() for key in keys}
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, jax.ShapeDtypeStruct((1, 2), bool))["params"]
+    shapes = jax.eval_shape(module.init, random_key(0), ids, jax.ShapeDtypeStruct((1, 2), bool))["params"]
     leaves = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
     theirs = _assigned(folder, names, leaves, files)
     params = {}
