@@ -49,7 +49,7 @@ class AutoencoderRecipe(NamedTuple):
         """{'vae': ..., 'discriminator': ... where there is one}, float32."""
         params = {"vae": self.vae.init(key)}
         if self.discriminator is not None:
-            x = jnp.zeros((1, self.frames, *self.frame_shape))
+            x = jnp.zeros((1, self.frames, *self.frame_shape), jnp.float32)
             params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1), x)["params"]
         return params
 

@@ -56,7 +56,8 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
             raise UserError(f"{path} has no {network} of tensors; {', '.join(NETWORKS)} would do")
         weights |= {f"{network}.{name}": value.float().numpy() for name, value in arrays.items()}
     evaluator = GuoEvaluator(_sizes(path, weights))
-    shapes = jax.eval_shape(evaluator.init, random_key(0), jnp.zeros((1, 4, evaluator.config.channels)))["params"]
+    motion = jnp.zeros((1, 4, evaluator.config.channels), jnp.float32)
+    shapes = jax.eval_shape(evaluator.init, random_key(0), motion)["params"]
     params = {}
     for keys, leaf in flax.traverse_util.flatten_dict(shapes).items():
         name = _theirs(keys)

@@ -146,7 +146,7 @@ def narrow(key, shape, dtype=jnp.float32):
     """Initial bias of the moments of a Gaussian: log variance -6. From 0 a posterior starts as pure noise, and a
     decoder
     learns to ignore it before the encoder has said anything."""
-    return jnp.where(jnp.arange(shape[-1]) < shape[-1] // 2, 0.0, -6.0).astype(dtype)
+    return jnp.where(jnp.arange(shape[-1], dtype=jnp.int32) < shape[-1] // 2, 0.0, -6.0).astype(dtype)
 
 
 def normal(keys, shape):

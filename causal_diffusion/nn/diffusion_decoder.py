@@ -254,7 +254,7 @@ class CDT(Autoencoder):
 
             def predict(x, t, name=name, index=c.indices[k]):
                 given = None if state is None else state["steps"][name]
-                x0, new["steps"][name] = self._predict(x, jnp.full(x.shape[0], index), context, given)
+                x0, new["steps"][name] = self._predict(x, jnp.full(x.shape[0], index, jnp.int32), context, given)
                 return x0
 
             here, next_one = self._time(c.indices[k]), self._time(c.indices[k - 1] if k else -1)
@@ -297,5 +297,5 @@ def frame_noise(key_data, first, shape):
     def of_frame(data, frame):
         return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(data), frame), shape[1:])
 
-    frames = first[:, None] + jnp.arange(shape[0])
+    frames = first[:, None] + jnp.arange(shape[0], dtype=jnp.int32)
     return jax.vmap(jax.vmap(of_frame, in_axes=(None, 0)))(key_data, frames)

@@ -213,7 +213,7 @@ class Codec(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)  # in one program: layer by layer it takes several times as long
 def _init(vae, key):
     g = vae.geometry
-    x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels))
+    x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels), jnp.float32)
     return vae.network.init(key, x)["params"]
 
 

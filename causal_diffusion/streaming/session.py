@@ -306,7 +306,7 @@ class Session(Iterator):
             pipeline.weights, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference, seen,
             coarse_cursor,
         )  # fmt: skip
-        which = jnp.arange(self.batch) == sample
+        which = jnp.arange(self.batch, dtype=jnp.int32) == sample
         decoder = replace_samples(pipeline.codec, self._mark.decoder, prime(pipeline.codec, context), which)
         state = put(pipeline.rollout.replace_samples(state, fresh, which), pipeline.mesh)
         frame = self._mark.frame.copy()
