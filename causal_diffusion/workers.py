@@ -8,17 +8,18 @@ whoever looks next waits for the same result.
 The threads run under the library's own JAX settings (``jax_settings``).
 """
 
+import _thread
+import atexit
 import contextlib
+import queue
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 
 from causal_diffusion.jax_settings import enter_own_settings
-
-THREADS = 256  # at most; a thread is started only where none is idle
 
 
 class Once:
@@ -40,11 +41,19 @@ class Once:
             if hasattr(_settings, "stack"):  # one of these threads: another one need not be waited for
                 self._run()
             else:
-                _pool.submit(self._run).result()
+                gate = _thread.allocate_lock()  # of this call alone, so that an exception here holds up nobody
+                gate.acquire()
+                _hand_over(self._run, gate)
+                gate.acquire()
         value, error = self._outcome
         if error is not None:
             raise error
         return value
+
+    def start(self) -> "Once":
+        """Begins, without waiting."""
+        _hand_over(self._run, None)
+        return self
 
     def undone(self) -> Any:
         """``before``, where the function raised and has consumed nothing of it; else None."""
@@ -52,11 +61,6 @@ class Once:
             return None
         consumed = any(leaf.is_deleted() for leaf in jax.tree.leaves(self._consumes) if isinstance(leaf, jax.Array))
         return None if consumed else self._before
-
-    def start(self) -> "Once":
-        """Begins, without waiting."""
-        _pool.submit(self._run)
-        return self
 
     def _run(self):
         with self._lock:
@@ -87,12 +91,40 @@ def settled(current: Any, assign: Callable[[Any], None]) -> Any:
     return value
 
 
+# The threads. ``concurrent.futures`` and ``threading.Condition`` hold locks in Python code, which an exception can
+# leave locked for ever; what is used here are single calls of C.
+_jobs, _idle, _running = queue.SimpleQueue(), queue.SimpleQueue(), set()
 _settings = threading.local()
 
 
-def _begin_thread():
+def _hand_over(function, gate):
+    """Runs a function on a thread that is idle, or on a new one; then opens ``gate``."""
+    _jobs.put((function, gate))
+    try:
+        _idle.get_nowait()
+    except queue.Empty:
+        _thread.start_new_thread(_work, ())
+
+
+def _work():
     _settings.stack = contextlib.ExitStack()
     enter_own_settings(_settings.stack)
+    me = _thread.get_ident()
+    while True:
+        function, gate = _jobs.get()
+        _running.add(me)
+        try:
+            function()
+        finally:
+            _running.discard(me)
+            if gate is not None:
+                gate.release()
+            function = gate = None  # what they hold is let go before the next one comes
+        _idle.put(None)
 
 
-_pool = ThreadPoolExecutor(THREADS, thread_name_prefix="causal_diffusion", initializer=_begin_thread)
+@atexit.register
+def _finish():
+    """A process ends after what its devices are doing, not in the middle."""
+    while _running:
+        time.sleep(0.01)

@@ -11,7 +11,7 @@ from causal_diffusion.streaming.exporting import export_stream
 from causal_diffusion.workers import Once, settled
 
 BATCH, BLOCKS = 1, 10
-WATCHED = ("causal_diffusion", "concurrent", "contextlib", "threading")  # whose instructions are interrupted
+WATCHED = ("causal_diffusion", "contextlib", "threading")  # whose instructions are interrupted
 
 
 class Interrupter:
