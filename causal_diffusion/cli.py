@@ -4,6 +4,7 @@ A user's mistake ends in one line on stderr and exit code 2; a run that SIGTERM 
 """
 
 import argparse
+import atexit
 import contextlib
 import errno
 import os
@@ -45,8 +46,8 @@ def _run(main):
         main()
     except UserError as error:
         code = getattr(error, "exit_code", None)  # all agreed to stop, and leave in good order
-        if code == TEMPORARY and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # known: another one would change the exit code
+        if code == TEMPORARY:
+            _ignore_sigterm()
         if code is None:
             _leave(_fail(str(error)))
         sys.exit(_fail(str(error), code) if distributed.is_writer() else code)
@@ -156,14 +157,20 @@ def parse_options(parser, arguments):
 
 def _leave_at_sigterm() -> None:
     """SIGTERM before the first step and after the last ends the process with the same code as between steps."""
-    if threading.current_thread() is not threading.main_thread():
-        return
 
     def leave(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _ignore_sigterm()
         sys.exit(_fail("preempted; the same command goes on from the last checkpoint", TEMPORARY))
 
-    signal.signal(signal.SIGTERM, leave)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)
+
+
+def _ignore_sigterm() -> None:
+    """Another SIGTERM does not change the exit code any more, to the very end of this process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # processes that are started do not inherit this one
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 def _fail(message, code=2) -> int:
