@@ -46,8 +46,6 @@ def _run(main):
         main()
     except UserError as error:
         code = getattr(error, "exit_code", None)  # all agreed to stop, and leave in good order
-        if code == TEMPORARY:
-            _ignore_sigterm()
         if code is None:
             _leave(_fail(str(error)))
         sys.exit(_fail(str(error), code) if distributed.is_writer() else code)
@@ -66,7 +64,11 @@ def _run(main):
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
-    _leave_at_sigterm()
+    with _leaving_at_sigterm():
+        _train_main(arguments)
+
+
+def _train_main(arguments):
     config, options, cluster = train_options(arguments)
     distributed.initialise(cluster)  # of several processes JAX catches SIGTERM from here on
     if distributed.coordination_client() is not None:
@@ -155,22 +157,30 @@ def parse_options(parser, arguments):
     return options, overrides
 
 
-def _leave_at_sigterm() -> None:
+@contextlib.contextmanager
+def _leaving_at_sigterm():
     """SIGTERM before the first step and after the last ends the process with the same code as between steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def leave(number, frame):
-        _ignore_sigterm()
         sys.exit(_fail("preempted; the same command goes on from the last checkpoint", TEMPORARY))
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)
-
-
-def _ignore_sigterm() -> None:
-    """Another SIGTERM does not change the exit code any more, to the very end of this process."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: None)  # processes that are started do not inherit this one
-        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except BaseException as error:
+        if TEMPORARY in (getattr(error, "exit_code", None), getattr(error, "code", None)):
+            # Another one does not change the exit code any more, to the very end of the process. Of the two ways to
+            # ignore it, processes that are started in between inherit the second one.
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+            atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        raise
+    else:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(message, code=2) -> int:

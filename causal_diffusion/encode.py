@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
 from causal_diffusion.data.record_shards import Shard, damage_of, shard_name, write_json, write_shard
 from causal_diffusion.errors import UserError
+from causal_diffusion.folder_lock import FILE as OWNER
 from causal_diffusion.folder_lock import own_folder
 from causal_diffusion.jax_settings import under_own_settings
 
@@ -90,7 +91,7 @@ def encode_source(
     _check_options(plan)
     out, count = Path(out).expanduser(), -(-len(reader) // shard_clips)
     work = out / UNFINISHED
-    with own_folder(out, "encoding", "--out"):
+    with own_folder(out, "encoding", "--out", f"{UNFINISHED}/{OWNER}"):
         files = [shard_name("latents", i, count) for i in range(count)]
         done, complete = _found(out, plan)
         if complete and len(done) == count:

@@ -2,8 +2,8 @@
 
 The file ``owner.lock`` in the folder holds JSON: host, process id, start time and what runs there. Its owner
 
-    holds the kernel's lock of it (flock), which ends with the process, however that ends
-    touches it every ``HEARTBEAT`` seconds, for other hosts of a shared file system, to which flock may not reach
+    holds the kernel's lock of the folder (flock), which ends with the process, however that ends
+    touches the file every ``HEARTBEAT`` seconds, for other hosts of a shared file system, to which flock may not reach
 
 A second process of the same host is refused by the first rule. Where the owner named in the file is of another host,
 the file is watched for ``PATIENCE`` seconds: if it is touched, its owner lives, and the folder is refused; if not, the
@@ -34,82 +34,84 @@ ABANDONED = 3600.0  # seconds without a heartbeat after which the file is not wa
 class FolderLock:
     """The lock of a folder that this process owns; made by ``own_folder``."""
 
-    def __init__(self, path: Path, descriptor: int, owner: dict):
-        self.path, self.owner = path, owner
-        self._descriptor, self._end = descriptor, threading.Event()
-        _write(descriptor, owner)
+    def __init__(self, folder: Path, path: Path, descriptor: int, owner: dict, made: list[Path]):
+        self.folder, self.path, self.owner = folder, path, owner
+        self._descriptor, self._made, self._end = descriptor, made, threading.Event()
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(owner))
+        os.replace(partial, path)
         self._thread = threading.Thread(target=self._beat, daemon=True, name="folder lock")
         self._thread.start()
 
     def check(self) -> None:
         """UserError where another process has taken the folder over, as after a pause of this one."""
         try:
-            there = self.path.read_bytes()
+            other = _owner(self.path.read_bytes())
         except OSError:  # a file system that does not answer proves nothing
             return
-        other = _owner(there)
         if other is not None and other != self.owner:
-            raise UserError(f"{self.path.parent} belongs to another process by now ({_words(other)}): this one stops; "
+            raise UserError(f"{self.folder} belongs to another process by now ({_words(other)}): this one stops; "
                             "try another folder")  # fmt: skip
 
     def release(self) -> None:
-        """Gives the folder back."""
+        """Gives the folder back. One that it made and that is empty is removed."""
         self._end.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            if _same_file(self._descriptor, self.path) and _owner(self.path.read_bytes()) == self.owner:
+            if _owner(self.path.read_bytes()) == self.owner:
                 self.path.unlink()
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
         os.close(self._descriptor)
 
     def _beat(self):
         while not self._end.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
-                os.utime(self._descriptor)
+                os.utime(self.path)
 
 
 @contextlib.contextmanager
-def own_folder(folder, doing: str, option: str):
+def own_folder(folder, doing: str, option: str, file: str = FILE):
     """Makes a folder and owns it inside a ``with`` statement; yields its ``FolderLock``.
 
     Args:
         doing: what this process does there, such as 'training'.
         option: of the command line that names the folder, such as '--workdir'.
+        file: where the owner is named, inside the folder.
 
     Raises:
         UserError: another process owns it, or it cannot be a folder.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{option}: {folder} cannot be a folder, a file is in its place: choose another") from None
-    lock = _acquire(folder, doing, option)
+    lock = _acquire(Path(folder), Path(folder) / file, doing, option)
     try:
         yield lock
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
 
 
-def _acquire(folder, doing, option) -> FolderLock | None:
+def _acquire(folder, path, doing, option) -> FolderLock:
     me = dict(host=socket.gethostname(), process=os.getpid(), doing=doing,
               since=datetime.now(UTC).isoformat(timespec="seconds"), run=os.urandom(8).hex())  # fmt: skip
-    path = folder / FILE
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
         try:
-            locked = _flock(descriptor)
-            owner = _owner(os.pread(descriptor, 4096, 0))
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{option}: {folder} cannot be a folder, a file is in its place: choose another") from None
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            locked, owner = _flock(descriptor), _read(path)
             if locked is False:
                 raise UserError(_refusal(folder, owner, option))
-            if not _same_file(descriptor, path):  # its owner has just given it back
+            if not _same_file(descriptor, folder):  # its owner has just removed it
                 os.close(descriptor)
                 continue
-            if owner is not None and _lives(owner, descriptor, me["host"], kernel_knows=bool(locked)):
+            if owner is not None and _lives(owner, path, me["host"], kernel_knows=bool(locked)):
                 raise UserError(_refusal(folder, owner, option))
             if owner is not None:
                 log.warning("%s: the lock of %s is stale and is taken over", folder, _words(owner))
-            return FolderLock(path, descriptor, me)
+            return FolderLock(folder, path, descriptor, me, made)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -127,23 +129,30 @@ def _flock(descriptor) -> bool | None:
     return True
 
 
-def _lives(owner, descriptor, host, kernel_knows) -> bool:
+def _lives(owner, path, host, kernel_knows) -> bool:
     """Whether the owner that the file names still runs."""
     if owner["host"] == host:
         if kernel_knows:  # and would not have given the lock
             return False
-        return owner["process"] != os.getpid() and _runs(owner["process"])
-    before = os.fstat(descriptor).st_mtime_ns
-    if time.time() - before / 1e9 > ABANDONED:
+        return _runs(owner["process"])
+    before = _touched(path)
+    if before is None or time.time() - before / 1e9 > ABANDONED:
         return False
     log.warning("the owner of this folder is on another host (%s): watching its lock for %.0f s", _words(owner),
                 PATIENCE)  # fmt: skip
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         time.sleep(min(1.0, PATIENCE / 10))
-        if os.fstat(descriptor).st_mtime_ns != before:
+        if _touched(path) not in (before, None):
             return True
     return False
+
+
+def _touched(path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _runs(process: int) -> bool:
@@ -165,12 +174,11 @@ def _same_file(descriptor, path) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def _write(descriptor, owner):
-    text = json.dumps(owner).encode()
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text, 0)
-    with contextlib.suppress(OSError):
-        os.fsync(descriptor)
+def _read(path) -> dict | None:
+    try:
+        return _owner(path.read_bytes())
+    except OSError:
+        return None
 
 
 def _owner(text: bytes) -> dict | None:

@@ -45,9 +45,12 @@ def test_the_second_is_refused_in_one_line_that_names_the_first(tmp_path):
             pass
         said = str(refused.value)
         assert "\n" not in said and f"training by process {os.getpid()} on" in said and "--workdir" in said
-    assert list(folder.iterdir()) == []
-    with own(folder):  # given back
+    assert not list(tmp_path.iterdir())  # given back: what it made and left empty is gone
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    with own(folder):
         assert (folder / FILE).exists()
+    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 def test_it_is_given_back_after_an_error(tmp_path):

@@ -13,24 +13,21 @@ from causal_diffusion.folder_lock import own_folder
 from causal_diffusion.training.loop import resumed_note, train
 
 SCRIPT = """
-import os, signal
+import atexit, os, signal
 from causal_diffusion import cli
 from causal_diffusion.training.interrupt import Preempted, interruptible
 
 def main():
-    cli._leave_at_sigterm()
-    if {early}:
-        os.kill(os.getpid(), signal.SIGTERM)
-    with interruptible() as interrupted:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        error = interrupted()
-    try:
+    with cli._leaving_at_sigterm():
+        if {early}:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with interruptible() as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            error = interrupted()
         raise error("preempted after step 3")
-    finally:
-        import atexit
-        atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # a late one
 
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # a late one
 cli.run(main)
 """
 
