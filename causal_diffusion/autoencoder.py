@@ -22,6 +22,7 @@ from causal_diffusion.compatibility.autoencoder import check_autoencoder
 from causal_diffusion.config import Config, differences, freeze, to_json
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.file_access import is_dir
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.nn.discriminator import Discriminator
 from causal_diffusion.nn.vae import VAE, VAEConfig
 
@@ -48,7 +49,7 @@ class AutoencoderRecipe(NamedTuple):
         """{'vae': ..., 'discriminator': ... where there is one}, float32."""
         params = {"vae": self.vae.init(key)}
         if self.discriminator is not None:
-            x = jnp.zeros((1, self.frames, *self.frame_shape))
+            x = jnp.zeros((1, self.frames, *self.frame_shape), jnp.float32)
             params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1), x)["params"]
         return params
 
@@ -77,6 +78,7 @@ def build_autoencoder(config) -> AutoencoderRecipe:
     return AutoencoderRecipe(config, VAE(config.vae), frames, tuple(frame_shape))
 
 
+@under_own_settings
 def load_vae(path, *, step: int | None = None) -> tuple[VAE, dict]:
     """Reads the newest intact checkpoint of an autoencoder: (vae, its averaged parameters).
 
@@ -88,7 +90,7 @@ def load_vae(path, *, step: int | None = None) -> tuple[VAE, dict]:
     Raises:
         CheckpointError: nothing intact is there. UserError: it is no autoencoder's.
     """
-    folder = _folder_of(Path(path))
+    folder = _folder_of(Path(path).expanduser())
     saved = read_meta(folder, step)
     config = freeze(saved.meta["config"])
     if config.trains != "vae":

@@ -4,10 +4,13 @@ A user's mistake ends in one line on stderr and exit code 2; a run that SIGTERM 
 """
 
 import argparse
+import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -15,10 +18,12 @@ from pathlib import Path
 from causal_diffusion import compilation_cache
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
+from causal_diffusion.lasting_output import lasting_output
 from causal_diffusion.parallel import distributed
 from causal_diffusion.parallel.cluster import KINDS, PORT, ClusterConfig
 from causal_diffusion.ranges import POSITIVE, check_number
 
+TEMPORARY = 75  # EX_TEMPFAIL, the exit code after SIGTERM: schedulers start the same command again
 LAST_WORDS = 3.0  # seconds that process 0, which the others lean on, leaves them to say why they end
 
 
@@ -29,7 +34,14 @@ def run(main) -> None:
 
     Of several processes one that fails leaves at once, since the others may wait for it where it never comes: they
     then end by themselves, or their launcher ends them.
+
+    That nobody reads what is printed any more (a closed terminal, ``| head``) ends nothing.
     """
+    with lasting_output():
+        _run(main)
+
+
+def _run(main):
     try:
         compilation_cache.switch_on()
         main()
@@ -53,8 +65,13 @@ def run(main) -> None:
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
+    with _leaving_at_sigterm():
+        _train_main(arguments)
+
+
+def _train_main(arguments):
     config, options, cluster = train_options(arguments)
-    distributed.initialise(cluster)
+    distributed.initialise(cluster)  # of several processes JAX catches SIGTERM from here on
     if distributed.coordination_client() is not None:
         compilation_cache.only_if_shared()
     from causal_diffusion.training.loop import dry_run, train  # seconds of imports: a wrong key is told before them
@@ -81,6 +98,7 @@ def train_options(arguments=None):
     parser.add_argument("--start_timeout", type=float, default=300.0, help="seconds in which all of them have to come")
     options, overrides = parse_options(parser, arguments)
     config = freeze(load_config(options.config, overrides))
+    options.workdir = options.workdir and os.path.expanduser(options.workdir)
     if not options.dry_run and not options.workdir:
         raise UserError("--workdir is missing: name the folder of the run, --workdir=runs/" + config.name)
     check_number("--start_timeout", options.start_timeout, POSITIVE, default=300.0, kind=float, error=UserError)
@@ -108,6 +126,7 @@ def sample_main(arguments=None) -> None:
     from causal_diffusion.streaming.pipeline import Pipeline
     from causal_diffusion.streaming.to_file import stream_to_file
 
+    options.out = os.path.expanduser(options.out)
     pipeline = Pipeline.from_checkpoint(options.checkpoint, step=options.step, overrides=overrides)
     stream_to_file(
         pipeline,
@@ -138,6 +157,32 @@ def parse_options(parser, arguments):
             raise UserError(f"unknown argument {word!r}; there are {known}, and --config.section.key=value")
         overrides.append(word.removeprefix("--config."))
     return options, overrides
+
+
+@contextlib.contextmanager
+def _leaving_at_sigterm():
+    """SIGTERM before the first step and after the last ends the process with the same code as between steps."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, frame):
+        sys.exit(_fail("preempted; the same command goes on from the last checkpoint", TEMPORARY))
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except BaseException as error:
+        if TEMPORARY in (getattr(error, "exit_code", None), getattr(error, "code", None)):
+            # Another one does not change the exit code any more, to the very end of the process. Of the two ways to
+            # ignore it, processes that are started in between inherit the second one.
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+            atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        raise
+    else:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(message, code=2) -> int:

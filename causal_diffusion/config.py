@@ -190,7 +190,7 @@ def config_folder() -> Path:
 
 def _find(name):
     path, _, variant = str(name).partition(":")
-    file = Path(path)
+    file = Path(path).expanduser()
     if file.suffix != ".py" and len(file.parts) == 1:
         folder = config_folder()
         file = folder / f"{path}.py"

@@ -19,10 +19,7 @@ rounding. Longer ones than --piece latents are streamed, in constant memory.
 """
 
 import dataclasses
-import fcntl
 import logging
-import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +30,10 @@ from causal_diffusion.checkpoint.paths import remove_tree
 from causal_diffusion.data.latents import FORMAT, META, UNFINISHED, read_meta
 from causal_diffusion.data.record_shards import Shard, damage_of, read_json, shard_name, write_json, write_shard
 from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.folder_lock import FILE as OWNER
+from causal_diffusion.folder_lock import own_folder
 from causal_diffusion.frames import ROUNDING, take_frames
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.ranges import COUNT, COUNT_OR_NONE, check_number
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ DTYPES = ("float32", "float16")
 WORDS = {"vae": "the VAE's fingerprint", "source": "the data", "format": "the format"}
 
 
+@under_own_settings
 def encode_source(
     vae,
     params,
@@ -89,9 +90,9 @@ def encode_source(
     plan = dict(format=FORMAT, vae=fingerprint, source=repr(source), split=split, clips=len(reader), whole=whole)
     plan |= dict(shard_clips=shard_clips, batch=batch, piece=piece, dtype=dtype)
     _check_options(plan)
-    out, count = Path(out), -(-len(reader) // shard_clips)
+    out, count = Path(out).expanduser(), -(-len(reader) // shard_clips)
     work = out / UNFINISHED
-    with _alone(out):
+    with own_folder(out, "encoding", "--out", f"{UNFINISHED}/{OWNER}"):
         files = [shard_name("latents", i, count) for i in range(count)]
         done, complete = _found(out, plan)
         if complete and len(done) == count:
@@ -324,26 +325,6 @@ def _read_json(path):
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove {path.parent} and start again") from error
-
-
-@contextmanager
-def _alone(out):
-    """Makes the folder, and lets no second process write into it; a killed one does not hold it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out: {out} cannot be a folder, a file is in its place: choose another") from None
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is encoding into {out}: wait for it, or choose another --out") from None
-        except OSError as error:  # some file systems have no locks
-            log.warning("%s cannot be locked (%s): see that no second process encodes into it", out, error.strerror)
-        yield
-    finally:
-        os.close(folder)
 
 
 def _check_options(plan):

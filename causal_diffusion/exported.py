@@ -6,8 +6,9 @@
     stream = programs.start(seed=0, label=3)
     block = stream.next()                                # float32 [B, frames of a block, *space, C]
 
-This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone, and of this package five
-modules without the model's code: ``errors``, ``file_access``, ``frames``, ``ranges`` and ``seeds``. A folder holds
+This file needs JAX (with ``flatbuffers``, extra ``export``), NumPy and safetensors alone, and of this package
+modules without the model's code: ``errors``, ``file_access``, ``frames``, ``jax_settings``, ``ranges``, ``seeds`` and
+``workers``. A folder holds
 
     stream.json              shapes, names, versions, fingerprints, the SHA-256 of every other file and that of itself
     parameters.safetensors   the averaged parameters
@@ -25,14 +26,16 @@ JAX promises to read what is at most six months older than itself, or three week
 Matrices are multiplied in the dtype that ``model.dtype`` means on the machine that exports.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
 import logging
 import math
 import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,8 +44,10 @@ from safetensors.numpy import load
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.file_access import read_bytes, unsealed
 from causal_diffusion.frames import check_values, take_frames
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.ranges import COUNT, check_number
 from causal_diffusion.seeds import random_key
+from causal_diffusion.workers import Once, settled
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ META = "stream.json"
 PARAMETERS = "parameters.safetensors"
 
 
+@under_own_settings
 def read_stream(folder: str | os.PathLike) -> "Programs":
     """Reads a folder and compiles its programs for the device at hand.
 
@@ -59,7 +65,7 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
         CheckpointError: a file is missing, damaged, or not of this format. UnreadableError: one cannot be read now.
         UserError: ``flatbuffers`` is missing, the programs are for other platforms, or JAX is too old or too new.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         meta = json.loads(read_bytes(folder / META))
         if meta["format"] not in (FORMAT, UNSEALED):
@@ -116,6 +122,7 @@ class Programs:
         """Runs a program; ``groups`` are lists of arrays, after the parameters."""
         return self._programs[f"{name}.bin"](self._params, *groups)
 
+    @under_own_settings
     def start(self, seed: int = 0, *, label=None, text=None, text_mask=None, context=None, context_action=None,
               action=None, observed=None, reference=None) -> "Stream":  # fmt: skip
         """A stream. Arguments are those of ``Pipeline.stream`` and its ``cond``; prompts come as condition tokens."""
@@ -124,35 +131,47 @@ class Programs:
         if (context is None) != (given == 0):
             raise UserError(f"this folder is of streams with {given} frames of context: give {given or 'none'}")
         context = np.zeros((0, *shape)) if context is None else context
-        frames = self._frames("context", context, (given, *shape))
+        frames = _frames(meta, "context", context, (given, *shape))
         if meta["reference"] and reference is None and not given:
             raise UserError("this system needs a reference frame, or a context whose first frame is taken")
         if reference is None and meta["reference"]:
             reference = frames[:, 0]
-        stream = Stream(self)
-        stream._begin(
-            seed, dict(label=label, text=text, text_mask=text_mask), frames,
+        return Stream(self, _begun(
+            self, seed, dict(label=label, text=text, text_mask=text_mask), frames,
             _array("context_action", context_action, (given, meta["action"]), B),
-            self._frames("reference", reference, shape), action, observed,
-        )  # fmt: skip
-        return stream
+            _frames(meta, "reference", reference, shape), action, observed,
+        ))  # fmt: skip
 
-    def _frames(self, name, value, shape, unknown=False):
-        """Frames as [B, *shape] (``causal_diffusion.frames``); None stays None."""
-        if value is None:
-            return None
-        pictures = self.meta.get("pictures", False)  # folders of earlier versions do not say
-        return _array(name, take_frames(name, value, pictures=pictures, unknown=unknown), shape, self.meta["batch"])
+
+class _Moment(NamedTuple):
+    """All that changes of a stream."""
+
+    state: Any
+    encoded: Any  # the condition
+    condition: dict
+    void: int  # frames that the next block to be begun lacks
+    done: int = 0  # steps that were begun
+    actions: np.ndarray | None = None  # of frames to come, [B, T, A]
+    held: np.ndarray | None = None
+    observed: np.ndarray | None = None
+    given: tuple = (None, None)  # the action and the values with which ``ahead`` was asked for
+    ahead: tuple[np.ndarray, ...] = ()  # blocks [B, T, ...] that are there and were not returned
 
 
 class Stream:
-    """An endless stream of blocks; made by ``Programs.start``."""
+    """An endless stream of blocks; made by ``Programs.start``.
 
-    def __init__(self, programs: Programs):
+    As of ``streaming.session``, an exception may interrupt it at any instruction: it then continues with the next block
+    that was not returned. A step, which consumes the state, is stored as a ``Once`` before it begins.
+    """
+
+    def __init__(self, programs: Programs, moment: "_Moment"):
         self._programs, self._meta = programs, programs.meta
-        self._void = 0 if self._meta["context"] else self._meta["pad"]  # frames that the next block lacks
-        self._actions = self._held = self._observed = None
-        self._done = 0  # steps
+        self._lock, self._current = threading.RLock(), moment
+
+    @property
+    def _now(self) -> _Moment:
+        return settled(self._current, functools.partial(setattr, self, "_current"))
 
     def __iter__(self):
         return self
@@ -171,117 +190,156 @@ class Stream:
 
     def take(self, blocks: int, action=None, observed=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks ``emit``, *space, C]: the same bits as that many calls of ``next``."""
-        meta, out, void = self._meta, [], self._void
         blocks = check_number("blocks", blocks, COUNT, error=UserError)
-        self._queue(action, observed)
-        while blocks > 0:
-            name, until = self._now()
-            n = min(blocks, meta["capacity"], until - self._done)
-            entering = self._entering(n * meta["emit"], 0 if meta["waiting"] else self._void)
-            steps = [_by_step(a, n, meta["capacity"]) for a in entering]
-            self._state, (frames,) = self._programs(name, self._state, self._encoded, steps, [np.int32(n)])
-            out.append(np.asarray(frames)[:n])
-            blocks, self._void, self._done = blocks - n, 0, self._done + n
-        out = np.moveaxis(np.concatenate(out), 0, 1)
-        return out.reshape(out.shape[0], -1, *meta["frame_shape"])[:, void:]
+        before = None
+        try:
+            with self._lock:
+                now = _queued(self._meta, self._now, action, observed)
+                while len(now.ahead) < blocks:
+                    now = self._step(now, blocks - len(now.ahead))
+                frames = np.concatenate(now.ahead[:blocks], axis=1)
+                after = now._replace(ahead=now.ahead[blocks:], given=(None, None))
+                before = now
+                self._current = after
+            return frames
+        except BaseException:
+            if before is not None:
+                self._current = before
+            raise
 
+    def _step(self, now: _Moment, n: int) -> _Moment:
+        """At most ``n`` steps, those that one program makes."""
+        meta = self._meta
+        name, until = _program_at(meta, now.done)
+        n = min(n, meta["capacity"], until - now.done)
+
+        def step():
+            then, entering = _entering(meta, now, n * meta["emit"], 0 if meta["waiting"] else now.void)
+            steps = [_by_step(a, n, meta["capacity"]) for a in entering]
+            state, (frames,) = self._programs(name, now.state, now.encoded, steps, [np.int32(n)])
+            blocks = [block[:, now.void if i == 0 else 0 :] for i, block in enumerate(np.asarray(frames)[:n])]
+            return then._replace(state=state, void=0, done=now.done + n, ahead=(*now.ahead, *blocks))
+
+        self._current = Once(step, now, now.state)
+        return self._now
+
+    @under_own_settings
     def update(self, **condition) -> None:
         """Another ``label``, ``text`` or ``text_mask`` for blocks that enter from now on; what is left out stays."""
-        given = {name: value for name, value in condition.items() if value is not None}
-        if "text" in given:
-            given = {"text_mask": None} | given
-        self._encode(self._condition | given)
+        with self._lock:
+            now = self._now
+            given = {name: value for name, value in condition.items() if value is not None}
+            merged = now.condition | ({"text_mask": None} if "text" in given else {}) | given
+            encoded = self._programs("encode_condition", _parsed(self._meta, merged))
+            self._current = now._replace(condition=merged, encoded=encoded)
 
-    def _encode(self, condition):
-        """Takes a condition over; one that is refused leaves the stream as it is."""
-        self._encoded = self._programs("encode_condition", self._parsed(condition))
-        self._condition = condition
 
-    def _now(self):
-        """(the program that advances the stream now, the step before which another one does)."""
-        ahead = [step for _, step in self._meta["steps"] if step > self._done]
-        name = [name for name, step in self._meta["steps"] if step <= self._done][-1]
-        return name, min(ahead, default=math.inf)
+def _program_at(meta, done: int):
+    """(the program that advances a stream after ``done`` steps, the step before which another one does)."""
+    ahead = [step for _, step in meta["steps"] if step > done]
+    name = [name for name, step in meta["steps"] if step <= done][-1]
+    return name, min(ahead, default=math.inf)
 
-    def _begin(self, seed, condition, context, context_action, reference, action, observed):
-        meta, B = self._meta, self._meta["batch"]
-        self._encode(condition)
-        key = random_key(seed, impl=meta["keys"])
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(B))
-        self._queue(action, observed)
-        ramp = self._entering(meta["waiting"], self._void) if meta["waiting"] else []
-        past = []
-        if meta["action"] and meta["context"]:
-            known = context_action is not None
-            value = context_action if known else np.zeros((B, meta["context"], meta["action"]), np.float32)
-            past = [value, np.full(value.shape[:2], known)]
-        given = [*([] if reference is None else [reference]), context, *past, *ramp]
-        self._state = self._programs("init_state", [jax.random.key_data(keys)], self._encoded, given)
 
-    def _parsed(self, condition):
-        """[label [B, 1]], then [text [B, 1, M, ...], mask [B, 1, M]], as far as the system takes them."""
-        meta, B, out = self._meta, self._meta["batch"], []
-        given = {name for name, value in condition.items() if value is not None}
-        label, text, mask = (condition.get(name) for name in ("label", "text", "text_mask"))
-        takes = ["label"] * bool(meta["classes"]) + ["text", "text_mask"] * bool(meta["text"])
-        if given - set(takes):
-            raise UserError(f"this model takes no {min(given - set(takes))!r}; it takes {', '.join(takes) or 'none'}")
-        if meta["classes"]:
-            label = np.asarray(-1 if label is None else label)
-            integers = label.dtype.kind in "iu"
-            if not integers or label.size not in (1, B) or label.min() < -1 or label.max() >= meta["classes"]:
-                most = meta["classes"] - 1
-                raise UserError(f"label is {label.tolist()}; it is -1 .. {most}, one or one for each of {B} samples")
-            out.append(np.broadcast_to(label.astype(np.int32).reshape(-1, 1), (B, 1)))
-        if meta["text"]:
-            tokens = tuple(meta["text"])  # [M] of ids, or [M, E]
-            ids = len(tokens) == 1
-            none = text is None
-            text = np.zeros(tokens, np.int32 if ids else np.float32) if none else np.asarray(text)
-            words = meta["config"]["model"]["vocabulary"]
-            if ids and (text.dtype.kind not in "iu" or text.min() < 0 or text.max() >= words):
-                raise UserError(f"text has {text.min()} .. {text.max()} ({text.dtype}); ids of words are integers in "
-                                f"0 .. {words - 1}")  # fmt: skip
-            text = _array("text", text, tokens, B, np.int32 if ids else np.float32)
-            if mask is None:
-                mask = np.arange(tokens[0]) == 0 if none else text != 0 if ids else np.ones(tokens[0], bool)
-            out += [text[:, None], _array("text_mask", mask, tokens[:1], B, np.bool_)[:, None]]
-        return out
+def _begun(programs, seed, condition, context, context_action, reference, action, observed) -> _Moment:
+    """The moment at which a stream begins."""
+    meta, B = programs.meta, programs.meta["batch"]
+    encoded = programs("encode_condition", _parsed(meta, condition))
+    key = random_key(seed, impl=meta["keys"])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(B, dtype=np.int32))
+    now = _Moment(None, encoded, condition, 0 if meta["context"] else meta["pad"])
+    now, ramp = _queued(meta, now, action, observed)._replace(given=(None, None)), []
+    if meta["waiting"]:
+        now, ramp = _entering(meta, now, meta["waiting"], now.void)
+    past = []
+    if meta["action"] and meta["context"]:
+        known = context_action is not None
+        value = context_action if known else np.zeros((B, meta["context"], meta["action"]), np.float32)
+        past = [value, np.full(value.shape[:2], known)]
+    given = [*([] if reference is None else [reference]), context, *past, *ramp]
+    return now._replace(state=programs("init_state", [jax.random.key_data(keys)], encoded, given))
 
-    def _queue(self, action, observed):
-        meta, B = self._meta, self._meta["batch"]
-        for name, value, takes in (("action", action, meta["action"]), ("observed", observed, meta["observed"])):
-            if value is not None and not takes:
-                raise UserError(f"this system takes no {name!r}")
-        if action is not None:
-            action = np.asarray(action)
-            action = action[None] if action.ndim == 1 else action
-            self._actions = _array("action", action, (action.shape[-2], meta["action"]), B)
-        if observed is not None:
-            shape = meta["frame_shape"]
-            frames = np.shape(observed)[-1 - len(shape)] if np.ndim(observed) > len(shape) else 1
-            self._observed = self._programs._frames("observed", observed, (frames, *shape), unknown=True)
 
-    def _entering(self, frames, void):
-        """[action, given], then [observed, given], each [B, frames, ...]; the first ``void`` frames have none."""
-        meta, B, out = self._meta, self._meta["batch"], []
-        if meta["action"]:
-            now, self._actions = _split(self._actions, frames - void)
-            value, known = np.zeros((B, frames, meta["action"]), np.float32), void
-            if now is not None:
-                known += now.shape[1]
-                value[:, void:known], self._held = now, now[:, -1:]
-            if self._held is not None:
-                value[:, known:], known = self._held, frames
-            given = (np.arange(frames) >= void) & (np.arange(frames) < known)
-            out += [value, np.broadcast_to(given, (B, frames))]
-        if meta["observed"]:
-            now, self._observed = _split(self._observed, frames - void)
-            value = np.full((B, frames, *meta["frame_shape"]), np.nan, np.float32)
-            if now is not None:
-                value[:, void : void + now.shape[1]] = now
-            out += [np.where(np.isfinite(value), value, np.float32(0)), np.isfinite(value)]
-        return out
+def _parsed(meta, condition: dict) -> list:
+    """[label [B, 1]], then [text [B, 1, M, ...], mask [B, 1, M]], as far as the system takes them."""
+    B, out = meta["batch"], []
+    given = {name for name, value in condition.items() if value is not None}
+    label, text, mask = (condition.get(name) for name in ("label", "text", "text_mask"))
+    takes = ["label"] * bool(meta["classes"]) + ["text", "text_mask"] * bool(meta["text"])
+    if given - set(takes):
+        raise UserError(f"this model takes no {min(given - set(takes))!r}; it takes {', '.join(takes) or 'none'}")
+    if meta["classes"]:
+        label = np.asarray(-1 if label is None else label)
+        integers = label.dtype.kind in "iu"
+        if not integers or label.size not in (1, B) or label.min() < -1 or label.max() >= meta["classes"]:
+            most = meta["classes"] - 1
+            raise UserError(f"label is {label.tolist()}; it is -1 .. {most}, one or one for each of {B} samples")
+        out.append(np.broadcast_to(label.astype(np.int32).reshape(-1, 1), (B, 1)))
+    if meta["text"]:
+        tokens = tuple(meta["text"])  # [M] of ids, or [M, E]
+        ids = len(tokens) == 1
+        none = text is None
+        text = np.zeros(tokens, np.int32 if ids else np.float32) if none else np.asarray(text)
+        words = meta["config"]["model"]["vocabulary"]
+        if ids and (text.dtype.kind not in "iu" or text.min() < 0 or text.max() >= words):
+            raise UserError(f"text has {text.min()} .. {text.max()} ({text.dtype}); ids of words are integers in "
+                            f"0 .. {words - 1}")  # fmt: skip
+        text = _array("text", text, tokens, B, np.int32 if ids else np.float32)
+        if mask is None:
+            mask = np.arange(tokens[0]) == 0 if none else text != 0 if ids else np.ones(tokens[0], bool)
+        out += [text[:, None], _array("text_mask", mask, tokens[:1], B, np.bool_)[:, None]]
+    return out
+
+
+def _queued(meta, now: _Moment, action, observed) -> _Moment:
+    """With an action and known values of frames to come; those of a call that is made again are queued already."""
+    B = meta["batch"]
+    for name, value, takes in (("action", action, meta["action"]), ("observed", observed, meta["observed"])):
+        if value is not None and not takes:
+            raise UserError(f"this system takes no {name!r}")
+    if action is not None:
+        action = np.asarray(action)
+        action = action[None] if action.ndim == 1 else action
+        action = _array("action", action, (action.shape[-2], meta["action"]), B)
+    if observed is not None:
+        shape = meta["frame_shape"]
+        frames = np.shape(observed)[-1 - len(shape)] if np.ndim(observed) > len(shape) else 1
+        observed = _frames(meta, "observed", observed, (frames, *shape), unknown=True)
+    if now.ahead and all(map(_equal, now.given, (action, observed))):
+        return now
+    if action is not None:
+        now = now._replace(actions=action)
+    if observed is not None:
+        now = now._replace(observed=observed)
+    return now._replace(given=(action, observed))
+
+
+def _equal(one, two) -> bool:
+    return one is two or (one is not None and two is not None and np.array_equal(one, two, equal_nan=True))
+
+
+def _entering(meta, now: _Moment, frames: int, void: int) -> tuple[_Moment, list]:
+    """(what is left, [action, given], then [observed, given], each [B, frames, ...]); the first ``void`` have none."""
+    B, out = meta["batch"], []
+    if meta["action"]:
+        taken, rest = _split(now.actions, frames - void)
+        value, known, held = np.zeros((B, frames, meta["action"]), np.float32), void, now.held
+        if taken is not None:
+            known += taken.shape[1]
+            value[:, void:known], held = taken, taken[:, -1:]
+        if held is not None:
+            value[:, known:], known = held, frames
+        given = (np.arange(frames) >= void) & (np.arange(frames) < known)
+        out += [value, np.broadcast_to(given, (B, frames))]
+        now = now._replace(actions=rest, held=held)
+    if meta["observed"]:
+        taken, rest = _split(now.observed, frames - void)
+        value = np.full((B, frames, *meta["frame_shape"]), np.nan, np.float32)
+        if taken is not None:
+            value[:, void : void + taken.shape[1]] = taken
+        out += [np.where(np.isfinite(value), value, np.float32(0)), np.isfinite(value)]
+        now = now._replace(observed=rest)
+    return now, out
 
 
 def _split(queue, frames):
@@ -295,6 +353,14 @@ def _by_step(a, n, capacity):
     """[B, n E, ...] -> [capacity, B, E, ...]."""
     a = np.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0)
     return np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1)))
+
+
+def _frames(meta, name, value, shape, unknown=False):
+    """Frames as [B, *shape] (``causal_diffusion.frames``); None stays None."""
+    if value is None:
+        return None
+    pictures = meta.get("pictures", False)  # folders of earlier versions do not say
+    return _array(name, take_frames(name, value, pictures=pictures, unknown=unknown), shape, meta["batch"])
 
 
 def _array(name, value, shape, batch, dtype=np.float32):

@@ -37,7 +37,7 @@ class MotionTextRecipe(NamedTuple):
 
     def init_params(self, key):
         """Fresh parameters, float32."""
-        x = jnp.zeros((1, self.frames, *self.frame_shape))
+        x = jnp.zeros((1, self.frames, *self.frame_shape), jnp.float32)
         return self.model.init(key, x)["params"]
 
 

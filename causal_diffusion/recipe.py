@@ -91,10 +91,10 @@ class Recipe(NamedTuple):
         for name, ids in layout.training_ids(frames).items():
             T = len(ids.frame)
             streams[name] = Stream(
-                x=jnp.zeros((batch, T, *self.frame_shape)),
-                t=jnp.zeros((batch, T)),
+                x=jnp.zeros((batch, T, *self.frame_shape), jnp.float32),
+                t=jnp.zeros((batch, T), jnp.float32),
                 frame=jnp.broadcast_to(jnp.asarray(ids.frame, jnp.int32), (batch, T)),
-                action=jnp.zeros((batch, T, c.action)) if c.action and name != "reference" else None,
+                action=jnp.zeros((batch, T, c.action), jnp.float32) if c.action and name != "reference" else None,
                 clean=jnp.zeros((batch, T), bool),
             )
         return streams, null_condition(c, batch), StaticMask(layout.training_mask(frames))
@@ -105,8 +105,8 @@ def null_condition(model: TransformerConfig, batch: int, blocks: int = 1, tokens
     text = mask = None
     if model.text:
         shape = (batch, blocks, tokens)
-        text = jnp.zeros(shape, jnp.int32) if model.vocabulary else jnp.zeros((*shape, model.text))
-        mask = jnp.broadcast_to(jnp.arange(tokens) == 0, shape)
+        text = jnp.zeros(shape, jnp.int32) if model.vocabulary else jnp.zeros((*shape, model.text), jnp.float32)
+        mask = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32) == 0, shape)
     return Condition(
         label=jnp.full((batch, blocks), -1, jnp.int32) if model.classes else None, text=text, text_mask=mask
     )

@@ -7,11 +7,12 @@ high half is folded into the key of the low half, which JAX would take alone.
 import jax
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.jax_settings import IMPL
 from causal_diffusion.ranges import SEED, check_number
 
 
-def random_key(seed: int, *, name: str = "seed", impl: str | None = None) -> jax.Array:
-    """A typed key. UserError: no integer, or not in 0 .. 2^64 - 1. ``impl``: as ``jax.random.key`` takes it."""
+def random_key(seed: int, *, name: str = "seed", impl: str = IMPL) -> jax.Array:
+    """A typed key. UserError: no integer, or not in 0 .. 2^64 - 1. ``impl``: the key's under any settings."""
     seed = check_seed(seed, name)
     key = jax.random.key(seed % 2**32, impl=impl)
     return jax.random.fold_in(key, seed // 2**32) if seed >= 2**32 else key

@@ -281,7 +281,7 @@ def test_a_folder_that_another_process_writes_into(tmp_path):
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         assert refusal(tmp_path) == (
-            f"another process is encoding into {tmp_path}: wait for it, or choose another --out")
+            f"{tmp_path} is in use: another process; wait for it, end it, or try another --out")
     finally:
         os.close(folder)
     run(tmp_path)

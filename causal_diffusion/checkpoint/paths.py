@@ -23,11 +23,11 @@ _SCHEME = re.compile(r"(gs|s3|az|hf):/+")  # one slash where pathlib has seen it
 
 
 def as_path(place: str | os.PathLike) -> Path | epath.Path:
-    """A pathlib path, or an epath of an object store."""
+    """A pathlib path, or an epath of an object store. A leading ``~`` is the user's home."""
     text = os.fspath(place)
     if (match := _SCHEME.match(text)) is not None:
         return epath.Path(f"{match[1]}://{text[match.end():]}")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def absolute(place: str | os.PathLike) -> Path | epath.Path:

@@ -8,6 +8,7 @@ import jax
 from causal_diffusion.checkpoint.manager import Checkpoints, Restored
 from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.file_access import is_dir
+from causal_diffusion.seeds import random_key
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def read_ema(directory: str | os.PathLike, init, step: int | None = None, place=
       step: a certain checkpoint instead of the newest.
       place: shapes -> their shardings, so that no device holds more than its part; None: whole on the first device.
     """
-    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.eval_shape(init, random_key(0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda a: device, like) if place is None else place(like)
     like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)

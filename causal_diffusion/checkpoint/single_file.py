@@ -35,7 +35,7 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: dict) -> None:
     header = json.dumps({"format": 1, "leaves": specs(leaves), "keys": keys, "meta": meta})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)
     try:
-        with replacing(Path(path)) as file:
+        with replacing(Path(path).expanduser()) as file:
             np.savez(file, **arrays, sha256=_sha256_of(arrays))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {reason_of(error)}") from error
@@ -53,6 +53,7 @@ def load_tree(path: str | os.PathLike, like: Any = None) -> tuple[Any, dict]:
       CheckpointError: the file is missing or damaged, or holds another tree than `like`.
       UnreadableError: it cannot be read now.
     """
+    path = Path(path).expanduser()
 
     def read():
         with open_file(path) as file, np.load(file, allow_pickle=False) as archive:

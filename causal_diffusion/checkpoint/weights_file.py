@@ -41,7 +41,7 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: 
     Raises:
       CheckpointError: the file cannot be written. One that was there before then still is.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     arrays = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
     metadata = dict(metadata) | {DIGEST: _digest(arrays), SCHEMA: VERSION}
     metadata[MANIFEST_DIGEST] = _digest_of_texts(metadata)
@@ -68,6 +68,7 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
       CheckpointError: the file is missing or damaged, or somebody else wrote it.
       UnreadableError: it cannot be read now.
     """
+    path = Path(path).expanduser()
 
     def read():
         with open_file(path) as file:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from causal_diffusion.layout import CLEAN, Ids
+from causal_diffusion.seeds import random_key
 
 SAMPLED = 1024
 
@@ -72,7 +73,7 @@ def cases(levels, layout, blocks: int) -> Draws:
         return Draws(np.full(len(start), 1.0 / len(start)), nothing, place < 0, scored)
     if levels.kind == "staircase" and fixed:
         return _staircase(levels, layout, order)
-    t, context, scored = jax.vmap(levels.sample, (0, None))(jax.random.split(jax.random.key(0), SAMPLED), blocks)
+    t, context, scored = jax.vmap(levels.sample, (0, None))(jax.random.split(random_key(0), SAMPLED), blocks)
     return Draws(np.full(SAMPLED, 1.0 / SAMPLED), layout.stages(np.asarray(t)), np.asarray(context), np.asarray(scored))
 
 

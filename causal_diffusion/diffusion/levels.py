@@ -194,7 +194,7 @@ class Levels:
     def _replaced(self, key, blocks):
         flip, pick = jax.random.split(key)
         clean = jax.random.uniform(flip, (blocks,)) < self.clean
-        spared = jnp.arange(blocks) == jax.random.randint(pick, (), 0, blocks)
+        spared = jnp.arange(blocks, dtype=jnp.int32) == jax.random.randint(pick, (), 0, blocks)
         return clean & ~(jnp.all(clean) & spared)
 
 
@@ -227,7 +227,7 @@ def _sorted(levels, key, blocks):
 
 def _uniform_future(levels, key, blocks):
     t = _independent(levels, key, blocks)
-    return jnp.where(jnp.arange(blocks) < levels.known, t, t[levels.known])
+    return jnp.where(jnp.arange(blocks, dtype=jnp.int32) < levels.known, t, t[levels.known])
 
 
 def _fopp(draw):
@@ -249,7 +249,7 @@ def _prefix(levels, key, blocks):
     length, level = jax.random.split(key)
     lengths = (blocks - levels.chunk - levels.known) // levels.prefix_stride + 1
     start = levels.known + levels.prefix_stride * jax.random.randint(length, (), 0, lengths)
-    place = jnp.arange(blocks) - start
+    place = jnp.arange(blocks, dtype=jnp.int32) - start
     scored = (place >= 0) & (place < levels.chunk)
     return jnp.where(scored, _shared(levels, level, blocks), 1.0), place < 0, scored
 
@@ -257,7 +257,7 @@ def _prefix(levels, key, blocks):
 def _staircase(levels, key, blocks):
     where, phase = jax.random.split(key)
     W = levels.in_flight
-    place = jnp.arange(blocks) - jax.random.randint(where, (), 1 - W, blocks)
+    place = jnp.arange(blocks, dtype=jnp.int32) - jax.random.randint(where, (), 1 - W, blocks)
     scored = (place >= 0) & (place < W)
     return jnp.where(scored, (place + jax.random.uniform(phase)) / W, 1.0), place < 0, scored
 

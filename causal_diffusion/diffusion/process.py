@@ -317,7 +317,7 @@ class Process:
 
     def _least_log_variance(self, t, s, like):
         """log of (9)'s variance. It is no less than on the grid's second step: on the first it would be log 0."""
-        scalar = jnp.zeros(())
+        scalar = jnp.zeros((), jnp.float32)
         _, least = self.posterior(scalar, scalar, 2.0 / self.steps, 1.0 / self.steps)
         _, value = self.posterior(like, like, t, s)
         return jnp.log(jnp.maximum(value, least))

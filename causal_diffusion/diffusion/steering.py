@@ -135,7 +135,7 @@ def _square(guidance, process, error, t):
 def _quantile(guidance, process, error, t):
     B, levels = error.shape[0], guidance.observe_levels
     if levels:
-        level = jnp.asarray(levels, jnp.float32)[jnp.arange(B) % len(levels)]
+        level = jnp.asarray(levels, jnp.float32)[jnp.arange(B, dtype=jnp.int32) % len(levels)]
     else:
         level = (jnp.arange(B, dtype=jnp.float32) + 1.0) / (B + 1.0)
     level = _beside(level, error)

@@ -30,6 +30,7 @@ from causal_diffusion.errors import UserError
 from causal_diffusion.file_access import is_file
 from causal_diffusion.interop.torch_file import as_array, read_torch
 from causal_diffusion.nn.guo_evaluator import GuoConfig, GuoEvaluator
+from causal_diffusion.seeds import random_key
 
 NETWORKS = ("movement_encoder", "motion_encoder", "text_encoder")
 ANCHORS = ("main.0.weight", "input_emb.weight")  # each network has one of them
@@ -60,7 +61,8 @@ def load(path: str | os.PathLike) -> tuple[GuoEvaluator, dict]:
         arrays = of_arrays(path, arrays).within(*ANCHORS)
         weights |= {f"{network}.{name}": arrays[name] for name in arrays.shapes}
     evaluator = GuoEvaluator(_sizes(path, weights))
-    shapes = jax.eval_shape(evaluator.init, jax.random.key(0), jnp.zeros((1, 4, evaluator.config.channels)))["params"]
+    motion = jnp.zeros((1, 4, evaluator.config.channels), jnp.float32)
+    shapes = jax.eval_shape(evaluator.init, random_key(0), motion)["params"]
     params = {}
     for keys, leaf in flax.traverse_util.flatten_dict(shapes).items():
         name = _theirs(keys)

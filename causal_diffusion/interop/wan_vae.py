@@ -33,6 +33,7 @@ from causal_diffusion.file_access import is_dir, is_file
 from causal_diffusion.interop.torch_file import read_torch_arrays
 from causal_diffusion.nn.vae import VAE, VAEConfig
 from causal_diffusion.nn.video_vae import VideoVAEConfig
+from causal_diffusion.seeds import random_key
 from causal_diffusion.text_files import read_json
 
 STEM = "diffusion_pytorch_model"
@@ -101,7 +102,7 @@ def save(path: str | os.PathLike, vae: VAE, params) -> None:
     Raises:
         UserError: the VAE has a form that diffusers' does not have, ``params`` are another's, or it cannot be written.
     """
-    path, config = Path(path), vae.config.video
+    path, config = Path(path).expanduser(), vae.config.video
     if vae.config.form != "video":
         raise UserError(f"vae.form is {vae.config.form!r} and {CLASS} is a video VAE: 'video' would do")
     for name, does in (
@@ -225,7 +226,7 @@ def _infer(path, weights):
 def _leaves(config):
     """{path of a leaf in our tree: what it is}."""
     vae = VAE(VAEConfig("video", video=config))
-    return flax.traverse_util.flatten_dict(jax.eval_shape(vae.init, jax.random.key(0)))
+    return flax.traverse_util.flatten_dict(jax.eval_shape(vae.init, random_key(0)))
 
 
 def _theirs(config, naming, keys, shape):

@@ -100,7 +100,7 @@ def parse(path: str | Path, sample: int | None = None) -> Recording:
         UserError: there is no such file, or it is cut short, has a number that is not finite or beyond LARGEST, or
             words that are not BVH. The message names the file and the line or frame.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         lines = [line.text for line in read_lines(path)]
     except OSError as error:

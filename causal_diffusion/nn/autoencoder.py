@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.frames import PIXELS
+from causal_diffusion.seeds import random_key
 
 Array = Any
 
@@ -143,14 +144,14 @@ class Autoencoder(nn.Module):
 
     def __call__(self, x):
         """Makes all parameters."""
-        return self.reconstruct(x, jax.random.split(jax.random.key(0), x.shape[0]))[2]
+        return self.reconstruct(x, jax.random.split(random_key(0), x.shape[0]))[2]
 
 
 def narrow(key, shape, dtype=jnp.float32):
     """Initial bias of the moments of a Gaussian: log variance -6. From 0 a posterior starts as pure noise, and a
     decoder
     learns to ignore it before the encoder has said anything."""
-    return jnp.where(jnp.arange(shape[-1]) < shape[-1] // 2, 0.0, -6.0).astype(dtype)
+    return jnp.where(jnp.arange(shape[-1], dtype=jnp.int32) < shape[-1] // 2, 0.0, -6.0).astype(dtype)
 
 
 def normal(keys, shape):

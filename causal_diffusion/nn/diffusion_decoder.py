@@ -39,6 +39,7 @@ from causal_diffusion.nn.cdt_unet import ResNet, SpaceDown, SpaceUp, TimeUp, UNe
 from causal_diffusion.nn.dtypes import compute_dtype
 from causal_diffusion.nn.patches import patchify
 from causal_diffusion.ranges import BELOW_ONE, DEPTH, WEIGHT, WIDTH, Range, check_numbers
+from causal_diffusion.seeds import random_key
 
 DDIM = make(SolverConfig("ddim"))
 
@@ -254,7 +255,7 @@ class CDT(Autoencoder):
 
             def predict(x, t, name=name, index=c.indices[k]):
                 given = None if state is None else state["steps"][name]
-                x0, new["steps"][name] = self._predict(x, jnp.full(x.shape[0], index), context, given)
+                x0, new["steps"][name] = self._predict(x, jnp.full(x.shape[0], index, jnp.int32), context, given)
                 return x0
 
             here, next_one = self._time(c.indices[k]), self._time(c.indices[k - 1] if k else -1)
@@ -284,7 +285,7 @@ class CDT(Autoencoder):
         return (jnp.atleast_1d(jnp.asarray(index))[:, None] + 1) / np.float32(self.config.train_steps)
 
     def _start(self, batch, key):
-        data = jax.random.key_data(jax.random.key(0) if key is None else key)
+        data = jax.random.key_data(random_key(0) if key is None else key)
         return {"key": jnp.broadcast_to(data, (batch, data.shape[-1])), "frame": jnp.zeros(batch, jnp.int32)}
 
 
@@ -297,5 +298,5 @@ def frame_noise(key_data, first, shape):
     def of_frame(data, frame):
         return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(data), frame), shape[1:])
 
-    frames = first[:, None] + jnp.arange(shape[0])
+    frames = first[:, None] + jnp.arange(shape[0], dtype=jnp.int32)
     return jax.vmap(jax.vmap(of_frame, in_axes=(None, 0)))(key_data, frames)

@@ -102,7 +102,7 @@ class FactorisedBlock(BlockBase):
                 shift, scale, gate = halves[2]
                 h = self.normed(x, shift, scale)
             if c.mask_channel and self.layer == 0:
-                clean = jnp.zeros(x.shape[:2]) if segment.clean is None else segment.clean
+                clean = jnp.zeros(x.shape[:2], jnp.float32) if segment.clean is None else segment.clean
                 channel = jnp.broadcast_to(clean[:, :, None, None], (*x.shape[:3], 1)).astype(dtype)
                 h = self.merge_mask(jnp.concatenate([h, channel], axis=-1))
             h, kv = self._see_past(h, segment, visibility, None if past is None else past[:2])

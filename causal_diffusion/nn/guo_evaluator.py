@@ -87,7 +87,7 @@ class BiGRU(nn.Module):
     @nn.compact
     def __call__(self, x, length):
         first = self.param("first", nn.initializers.normal(1.0), (2, self.hidden), jnp.float32)
-        own = jnp.arange(x.shape[1])[:, None] < length  # [T, B]
+        own = jnp.arange(x.shape[1], dtype=jnp.int32)[:, None] < length  # [T, B]
         last = [
             self._direction(name, x, own, first[i], reverse=bool(i)) for i, name in enumerate(("forward", "backward"))
         ]
@@ -150,8 +150,8 @@ class GuoEvaluator(nn.Module):
         B, T, C = x.shape
         if C != c.channels:
             raise ValueError(f"a motion has {C} numbers a frame; {c.channels} would do")
-        length = jnp.full(B, T) if length is None else length
-        x = jnp.where((jnp.arange(T) < length[:, None])[..., None], x.astype(jnp.float32), 0.0)
+        length = jnp.full(B, T, jnp.int32) if length is None else length
+        x = jnp.where((jnp.arange(T, dtype=jnp.int32) < length[:, None])[..., None], x.astype(jnp.float32), 0.0)
         x = jnp.pad(x, ((0, 0), (0, max(0, c.frames - T)), (0, 0)))
         return self.motion_encoder(self.movement_encoder(x), length // 4)
 
@@ -164,10 +164,10 @@ class GuoEvaluator(nn.Module):
         if words.shape != (*tags.shape[:2], c.words) or tags.shape[-1] != c.tags:
             raise ValueError(f"captions are {words.shape} with tags {tags.shape}; [N, M, {c.words}] with "
                              f"[N, M, {c.tags}] would do")  # fmt: skip
-        length = jnp.full(len(words), words.shape[1]) if length is None else length
+        length = jnp.full(len(words), words.shape[1], jnp.int32) if length is None else length
         return self.text_encoder(words.astype(jnp.float32) + self.tag(tags.astype(jnp.float32)), length)
 
     def __call__(self, x):
         """Makes all parameters from motions [B, T, channels]."""
-        self.text(jnp.zeros((1, 1, self.config.words)), jnp.zeros((1, 1, self.config.tags)))
+        self.text(jnp.zeros((1, 1, self.config.words), jnp.float32), jnp.zeros((1, 1, self.config.tags), jnp.float32))
         return self.motion(x)

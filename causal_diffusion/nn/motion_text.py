@@ -159,8 +159,8 @@ class MotionText(nn.Module):
         """
         features = self.motion_encoder(x)
         L = features.shape[2]
-        count = jnp.full(x.shape[:1], L) if length is None else jnp.clip(length // self.config.time, 1, L)
-        own = (jnp.arange(L) < count[:, None])[..., None]
+        count = jnp.full(x.shape[:1], L, jnp.int32) if length is None else jnp.clip(length // self.config.time, 1, L)
+        own = (jnp.arange(L, dtype=jnp.int32) < count[:, None])[..., None]
         mean = jnp.sum(jnp.where(own, jnp.mean(features, axis=0), 0.0), axis=1) / count[:, None]
         return _unit(self.projection(mean.astype(self.config.compute_dtype))), features
 
@@ -186,7 +186,7 @@ class MotionText(nn.Module):
         """Makes all parameters from motions [B, T, channels]."""
         c = self.config
         if c.text or c.vocabulary:
-            self.text(jnp.zeros((1, 1), jnp.int32) if c.vocabulary else jnp.zeros((1, 1, c.text)))
+            self.text(jnp.zeros((1, 1), jnp.int32) if c.vocabulary else jnp.zeros((1, 1, c.text), jnp.float32))
         return self.motion(x)[0]
 
 

@@ -162,5 +162,5 @@ class MotionVAE(Autoencoder):
     def __call__(self, x):
         """Makes all parameters."""
         if self.config.align:
-            self.project(jnp.zeros((1, 1, self.config.latent)))
+            self.project(jnp.zeros((1, 1, self.config.latent), jnp.float32))
         return super().__call__(x)

@@ -77,7 +77,8 @@ def lpips_weights(path) -> LPIPSWeights:
         UserError: no such file, another kind of file, or, by name, the first key that is missing, of another shape,
             other numbers than finite floating-point ones, or unknown.
     """
-    if not Path(path).exists():
+    path = Path(path).expanduser()
+    if not path.exists():
         raise UserError(f"no weights of LPIPS at {path}: give a .npz or .safetensors file")
     weights = open_weights(path, convert=f"try {CONVERT} {path}")
     path, weights = weights.path, weights.within("features.0.weight", "net.slice1.0.weight")

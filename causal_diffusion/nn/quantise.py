@@ -108,7 +108,7 @@ def mean_entropy(logits):
 
 def _joint(logits):
     """[N, d] -> the probability of every combination, [N, 2^d]."""
-    joint = jnp.ones((logits.shape[0], 1))
+    joint = jnp.ones((logits.shape[0], 1), jnp.float32)
     for i in range(logits.shape[-1]):
         on = jax.nn.sigmoid(logits[:, i : i + 1])
         joint = jnp.concatenate([joint * (1.0 - on), joint * on], axis=-1)
@@ -124,7 +124,7 @@ def fsq(z, levels: tuple[int, ...]) -> Quantised:
     half = count // 2
     digits = jnp.round(u)
     codes = jnp.sum((digits.astype(jnp.int32) + half) * _places(levels), axis=-1, dtype=jnp.int32)
-    return Quantised(straight_through(u, digits) / half, codes, jnp.zeros(()))
+    return Quantised(straight_through(u, digits) / half, codes, jnp.zeros((), jnp.float32))
 
 
 def fsq_vectors(codes, levels: tuple[int, ...]):

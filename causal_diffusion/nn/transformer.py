@@ -323,7 +323,7 @@ class Transformer(nn.Module):
             text = self.words(condition.text, condition.text_mask) if c.vocabulary else condition.text
             if condition.text_of is not None:  # all captions stand beside each other, and a block sees its own
                 B, F, M, E = text.shape
-                own = condition.text_of[:, :, None, None] == jnp.arange(F)[:, None]
+                own = condition.text_of[:, :, None, None] == jnp.arange(F, dtype=jnp.int32)[:, None]
                 mask = (own & mask[:, None]).reshape(B, -1, F * M)
                 text = text.reshape(B, 1, F * M, E)
             tokens = (self.text(text),)
@@ -348,7 +348,8 @@ class Transformer(nn.Module):
             given = stream.action_given
             action = stream.action
             if action is None:
-                action, given = jnp.zeros((*stream.t.shape, self.config.action)), jnp.zeros(stream.t.shape, bool)
+                action = jnp.zeros((*stream.t.shape, self.config.action), jnp.float32)
+                given = jnp.zeros(stream.t.shape, bool)
             e = e + self.action(action, jnp.ones(stream.t.shape, bool) if given is None else given)
         return e
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.frames import as_floats, take_frames
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.nn.autoencoder import Autoencoder, Encoded, Geometry
 from causal_diffusion.nn.causal_tokenizer import CausalTokenizer, TokenizerConfig
 from causal_diffusion.nn.diffusion_decoder import CDT, CDTConfig
@@ -92,10 +93,12 @@ class VAE:
         """What a latent stands for."""
         return self.config.geometry
 
+    @under_own_settings
     def init(self, key):
         """Fresh parameters, float32."""
         return _init(self, key)
 
+    @under_own_settings
     def encode(self, params, video, piece: int = 0):
         """The latents of whole clips, [B, T, *space, C] -> mean [B, L, *space', Z] float32, before ``normalise``.
 
@@ -118,6 +121,7 @@ class VAE:
             at += frames
         return jnp.concatenate(out, axis=1)
 
+    @under_own_settings
     def decode(self, params, latents, piece: int = 0):
         """The clips of latents [B, L, *space', Z] -> float32 [B, T, *space, C]; ``piece`` as for ``encode``."""
         if not piece:
@@ -129,11 +133,13 @@ class VAE:
             at += take
         return jnp.concatenate(out, axis=1)
 
+    @under_own_settings
     def encode_piece(self, params, video, state=None):
         """One piece of a clip, whole groups of frames: (mean [B, L, *space', Z], state). ``state`` None: the first."""
         encoded, state = _encode(self, params, self.checked(video, start=state is None), state)
         return encoded.mean, state
 
+    @under_own_settings
     def decode_piece(self, params, latents, state=None):
         """One piece of a clip: (video [B, T, *space, C], state). ``state`` None: the first one."""
         g = self.geometry
@@ -142,6 +148,7 @@ class VAE:
             raise UserError(f"latents have the shape {np.shape(latents)}: they are [clips, latents, {axes}{g.latent}]")
         return _decode(self, params, latents, state)
 
+    @under_own_settings
     def posterior(self, params, video) -> Encoded:
         """All that the encoder says of whole clips."""
         return _encode(self, params, self.checked(video), None)[0]
@@ -202,7 +209,7 @@ class Codec(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)  # in one program: layer by layer it takes several times as long
 def _init(vae, key):
     g = vae.geometry
-    x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels))
+    x = jnp.zeros((1, g.frames(2), *(2 * g.space,) * g.axes, g.channels), jnp.float32)
     return vae.network.init(key, x)["params"]
 
 

@@ -82,7 +82,7 @@ class Commits(Passes):
         if T == 0:
             return state
         if state.action is not None and action is None:
-            action = Action(jnp.zeros((B, T, self.recipe.model.config.action)), jnp.zeros((B, T), bool))
+            action = Action(jnp.zeros((B, T, self.recipe.model.config.action), jnp.float32), jnp.zeros((B, T), bool))
         b, last = self.block, None
         if self.fused:  # the last block waits
             last = jax.tree.map(lambda a: a[:, T - b :], (frames_x, frame, action))
@@ -134,7 +134,7 @@ class Commits(Passes):
         def block(params, condition):
             frame = jnp.broadcast_to(jnp.arange(b, dtype=jnp.int32), (B, b))
             action = None if state.action is None else _no_action(B, b, recipe.model.config.action)
-            x, zeros = jnp.zeros((B, b, *recipe.frame_shape)), jnp.zeros((B, b))
+            x, zeros = jnp.zeros((B, b, *recipe.frame_shape), jnp.float32), jnp.zeros((B, b), jnp.float32)
             own = Own(x, zeros, zeros, frame, COARSE if far else CLEAN, condition, action)
             kv = self.predict(params, self._nothing(B), [own], branches)[1]
             return kv if recipe.cache.kind == "state" else self._stored(kv)
@@ -274,4 +274,4 @@ def after(cursor, kv, *others):
 
 
 def _no_action(batch, frames, width):
-    return Action(jnp.zeros((batch, frames, width)), jnp.zeros((batch, frames), bool))
+    return Action(jnp.zeros((batch, frames, width), jnp.float32), jnp.zeros((batch, frames), bool))

@@ -55,14 +55,16 @@ def prime(codec: Codec | None, context):
 def decode_blocks(codec: Codec, blocks, void: int, memory):
     """Blocks of latents [B, E, ...], one by one, less the first ``void`` latents -> (their frames, memory).
 
-    The frames, a list of [B, T, ...], are on the device and may still be under way.
+    The frames, a list of [B, T, ...] with one entry per block, are on the device and may still be under way.
     """
     out = []
     for block in blocks:
         shown, void = block[:, void:] if void else block, max(0, void - block.shape[1])
         if shown.shape[1]:
             frames, memory = codec.decode_piece(shown, memory)
-            out.append(frames)
+        else:
+            frames = np.zeros((len(block), 0, *codec.geometry.frame_shape(block.shape[2:])), np.float32)
+        out.append(frames)
     return out, memory
 
 

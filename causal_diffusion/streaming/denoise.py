@@ -105,7 +105,7 @@ class Denoise(Commits):
             entering = jnp.where(young, state.x[:, here], state.x[:, before * b : (before + 1) * b])
             state = dataclasses.replace(state, history=recipe.solver.init(state.x))
         else:
-            t = jnp.full((len(state.keys), blocks * b), recipe.schedule.times()[-1])
+            t = jnp.full((len(state.keys), blocks * b), recipe.schedule.times()[-1], jnp.float32)
             entering = recipe.process.start(self.noise(state.keys, state.frame + place * b, ENTER, blocks), t)
         if state.action is not None:
             if action is None:
@@ -129,7 +129,7 @@ class Denoise(Commits):
         if not k:
             return dataclasses.replace(state, x=state.x.at[:, here].set(entering))
         beyond = self.noise(state.keys, state.frame + b, ENTER, 1)[:, :k]
-        beyond = recipe.process.start(beyond, jnp.full(beyond.shape[:2], recipe.schedule.times()[-1]))
+        beyond = recipe.process.start(beyond, jnp.full(beyond.shape[:2], recipe.schedule.times()[-1], jnp.float32))
         return dataclasses.replace(
             state, x=jnp.concatenate([entering, beyond], axis=1), history=recipe.solver.init(state.x)
         )
@@ -163,7 +163,7 @@ class Denoise(Commits):
 
         said = None  # what a transformer with a diffusion head says of the blocks in flight is the same in every row
         if recipe.model.config.head == "diffusion" and not recipe.cache.opens and not recipe.layout.ranges:
-            own = self._in_flight(state, state.x, jnp.ones(state.x.shape[:2]), None)
+            own = self._in_flight(state, state.x, jnp.ones(state.x.shape[:2], jnp.float32), None)
             said, _ = self.predict(params, self.kept(state), [own], hidden=True)
 
         def of_frames(values):

@@ -16,6 +16,7 @@ from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.exported import FORMAT, META, PARAMETERS, check_flatbuffers, platform_of_device
 from causal_diffusion.file_access import sealed, size_and_sha256
+from causal_diffusion.jax_settings import IMPL, under_own_settings
 from causal_diffusion.ranges import SIZE, SIZE_OR_NONE, check_number
 from causal_diffusion.recipe import null_condition
 from causal_diffusion.streaming.pipeline import Pipeline
@@ -24,6 +25,7 @@ from causal_diffusion.streaming.state import Action, Observed, sample_keys
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
+@under_own_settings
 def export_stream(
     pipeline: Pipeline, out: str | os.PathLike, *, batch: int = 1, context: int = 0, tokens: int = 0, platforms=()
 ) -> str:  # fmt: skip
@@ -45,7 +47,7 @@ def export_stream(
     platforms = tuple(platforms) or (platform_of_device(),)
     _check(pipeline, batch, context, tokens, platforms)
     programs, facts = _programs(pipeline, batch, context, tokens)
-    out = Path(out)
+    out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)  # what is here is not whole until the end
     arrays = flax.traverse_util.flatten_dict(pipeline.weights, sep="/")
@@ -127,7 +129,7 @@ def _programs(pipeline, batch, context, tokens) -> tuple[dict[str, tuple], dict[
     facts = dict(
         batch=batch, context=context, frame_shape=recipe.frame_shape, emit=rollout.emit, waiting=rollout.waiting,
         steps=[(name, step) for name, (step, _) in steps.items()], capacity=capacity, pad=recipe.layout.pad,
-        keys=str(jax.random.key_impl(jax.random.key(0))),
+        keys=IMPL,
         classes=model.classes, action=model.action, observed=observing, reference=bool(recipe.layout.reference),
         pictures=recipe.pictures,
         text=[] if condition.text is None else condition.text.shape[2:],

@@ -16,6 +16,7 @@ from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import differences, freeze, override
 from causal_diffusion.errors import CheckpointError, UserError
 from causal_diffusion.file_access import is_dir
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.motion.body import Body
 from causal_diffusion.nn.layers import join_projections, split_projections, unstack_layers
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
@@ -25,6 +26,7 @@ from causal_diffusion.ranges import COUNT, SIZE, WEIGHT, check_number, is_number
 from causal_diffusion.recipe import build, null_condition
 from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime
+from causal_diffusion.streaming.entering import Mark
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
@@ -41,7 +43,7 @@ from causal_diffusion.streaming.output import Output
 from causal_diffusion.streaming.placement import as_mesh, compiled, placing, put, put_params, say_if_whole
 from causal_diffusion.streaming.programs import Programs
 from causal_diffusion.streaming.rollout import Rollout
-from causal_diffusion.streaming.session import Mark, Session
+from causal_diffusion.streaming.session import Session
 from causal_diffusion.streaming.state import Action, as_made, sample_keys
 from causal_diffusion.streaming.watch import Watch
 
@@ -62,6 +64,7 @@ class Pipeline:
         mesh: that its streams lie on (``placement``); None: on one device.
     """
 
+    @under_own_settings
     def __init__(
         self, config, params, *, codec: Codec | None = None, text=None, body: Body | None = None, loss=None,
         loss_scale: float = 1.0, mesh=None,
@@ -92,6 +95,7 @@ class Pipeline:
         return split_projections(self.weights)
 
     @params.setter
+    @under_own_settings
     def params(self, params):
         # Over `tensor` heads are dealt out, those of q, k and v alike; side by side they would not be.
         self.weights = join_projections(params) if self.mesh is None else params
@@ -106,6 +110,7 @@ class Pipeline:
                      (frames, *recipe.frame_shape))  # fmt: skip
 
     @classmethod
+    @under_own_settings
     def from_checkpoint(cls, path, *, step: int | None = None, overrides=(), mesh=None) -> "Pipeline":
         """Reads the newest intact checkpoint of a run.
 
@@ -136,6 +141,7 @@ class Pipeline:
         check_encoder(folder, meta, text)
         return cls(config, ema, codec=codec, text=text, body=Body.of_meta(meta.get("body")), mesh=mesh)
 
+    @under_own_settings
     def steered(self, loss, scale: float = 1.0) -> "Pipeline":
         """The same system, pulled down the gradient of a loss of one's own (``diffusion.steering``).
 
@@ -153,6 +159,7 @@ class Pipeline:
             mesh=self.mesh,
         )  # fmt: skip
 
+    @under_own_settings
     def generate(self, seed: int = 0, frames: int = 64, batch: int = 1, cond=None, context=None) -> np.ndarray:
         """``frames`` new frames after the context: float32 [B, frames, *space, C] in data range.
 
@@ -178,6 +185,7 @@ class Pipeline:
         session.prepare(steps)
         return session.take(steps)[:, :frames]
 
+    @under_own_settings
     def stream(self, seed: int = 0, batch: int = 1, cond=None, context=None, ahead: bool = False) -> Session:
         """An endless iterator of blocks [B, b, *space, C]; arguments as ``generate``.
 
@@ -225,6 +233,7 @@ class Pipeline:
         mark = Mark(state, frame, condition, encoded, queue, held, watched, decoder)
         return Session(self, mark, seed, ahead=ahead, watch=watch)
 
+    @under_own_settings
     def compose(self, prompts, seed: int = 0, batch: int = 1, context=None) -> np.ndarray:
         """One clip under prompts that change: [(prompt, frames), ...] -> float32 [B, sum of frames, *space, C].
 
@@ -271,6 +280,7 @@ class Pipeline:
             tokens, mask = tokens[0], mask[0]
         return cond | {"text": tokens, "text_mask": mask}
 
+    @under_own_settings
     def resume(self, path) -> Session:
         """Goes on with a stream that ``Session.save`` wrote: bitwise the same continuation.
 
@@ -310,16 +320,20 @@ class Pipeline:
             like["observed"] = jax.ShapeDtypeStruct((batch, meta["observed"], *self.recipe.frame_shape), np.float32)
         if meta.get("decoded"):
             like["decoder"] = decoder_like(self.codec, batch, self.recipe.frame_shape)
-        if meta.get("ahead"):
-            like["ahead"] = jax.ShapeDtypeStruct(tuple(meta["ahead"]), np.float32)
+        shapes = meta.get("ahead") or []
+        if shapes and isinstance(shapes[0], int):  # the one block of a stream that an earlier version saved
+            like["ahead"] = jax.ShapeDtypeStruct(tuple(shapes), np.float32)
+        elif shapes:
+            like["ahead"] = {i: jax.ShapeDtypeStruct(tuple(shape), np.float32) for i, shape in enumerate(shapes)}
         tree = load_tree(path, like)[0]
         tree["state"] = self.rollout.laid(tree["state"])
         frame, ahead = np.asarray(tree["state"].frame), tree.pop("ahead", None)
-        tree, ahead = put(tree, self.mesh), None if ahead is None else Output(1, 0, (), [np.asarray(ahead)])
+        tree = put(tree, self.mesh)
+        ahead = tuple(Output(1, 0, (), [np.asarray(frames)]) for frames in jax.tree.leaves(ahead))
         encoded = self.encode_condition(self.weights, tree["condition"])
         rest = (None if name not in tree else np.asarray(tree[name]) for name in ("queue", "held", "observed"))
         mark = Mark(tree["state"], frame, tree["condition"], encoded, *rest, tree.get("decoder"), ahead)
-        session = Session(self, mark, meta["seed"], ahead=ahead is not None)
+        session = Session(self, mark, meta["seed"], ahead=meta.get("is_ahead", bool(ahead)))
         session.prepare()
         return session
 

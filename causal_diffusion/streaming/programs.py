@@ -10,12 +10,13 @@ follows from the frame numbers of the samples, which the host knows without aski
 however many blocks are asked for at once, so that the bits are, too; a sample that starts again takes the batch back to
 filling.
 
-Programs are compiled when a stream begins, beside each other, before its first block is returned: those that it will
-need. Streams of the same shapes share them.
+Programs are compiled in the background when a stream begins, before its first block is returned: those that it will
+need. Streams of the same shapes share them, from any thread; a stream waits for its own programs only. They are traced
+and compiled on threads of the library, under its own JAX settings (``jax_settings``).
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import threading
 
 import jax
 import numpy as np
@@ -23,10 +24,28 @@ import numpy as np
 from causal_diffusion.streaming.placement import compiled
 from causal_diffusion.streaming.rollout import Rollout
 from causal_diffusion.streaming.visible import full_from
+from causal_diffusion.workers import Once
+
+
+class Compiling:
+    """A program for certain shapes. ``lowered``: once it is traced; ``result``: the executable, once it is compiled."""
+
+    def __init__(self, program, args):
+        self.lowered = Once(lambda: program.lower(*args))
+        self._compiled = Once(lambda: self.lowered.result().compile())
+
+    def start(self) -> None:
+        """Begins, and waits until the program is traced: tracing would slow down this thread's Python all the same."""
+        self._compiled.start()
+        self.lowered.result()
+
+    def result(self):
+        """(params, state, condition, action, observed, n) -> (state, blocks); the state is donated."""
+        return self._compiled.result()
 
 
 class Programs:
-    """``Rollout.advance``, compiled.
+    """``Rollout.advance``, compiled. All methods may be called from several threads.
 
     Attributes:
         filling, full: (params, state, condition, action, observed, n) -> (state, blocks); the state is donated. One and
@@ -34,7 +53,7 @@ class Programs:
     """
 
     def __init__(self, rollout: Rollout, capacity: int, mesh):
-        self._emit, self._compiling = rollout.emit, {}
+        self._emit, self._compiling, self._lock = rollout.emit, {}, threading.Lock()
         self._begins = full_from(rollout.recipe) + (rollout.block if rollout.fused else 0)
         self._rollouts = {"filling": rollout}
         if rollout.settles:
@@ -59,29 +78,37 @@ class Programs:
         filling = self.filling_blocks(frame)
         return (self.filling, min(n, filling)) if filling else (self.full, n)
 
-    def prepare(self, frame: np.ndarray, steps: int | None, *args) -> None:
-        """Begins to compile what ``steps`` steps from ``frame`` on need, None being endless; ``args`` of a call."""
+    def needed(self, frame: np.ndarray, steps: int | None) -> list:
+        """The programs that ``steps`` steps from ``frame`` on need, None being endless."""
         filling = self.filling_blocks(frame)
-        wanted = [self.filling] * (filling > 0) + [self.full] * (steps is None or steps > filling)
-        shapes = jax.tree.map(_shape, args)
-        for program in dict.fromkeys(wanted):
-            key = (program, jax.tree.structure(shapes), *jax.tree.leaves(shapes))
-            if key not in self._compiling:
-                lowered = program.lower(*args)  # here, under whatever settings this thread has
-                pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-                self._compiling[key] = pool.submit(lowered.compile)
-                pool.shutdown(wait=False)
+        return list(dict.fromkeys([self.filling] * (filling > 0) + [self.full] * (steps is None or steps > filling)))
 
-    def wait(self, program=None) -> None:
-        """Until ``program``, or all that was begun, is compiled."""
-        for key, future in self._compiling.items():
-            if program in (None, key[0]):
-                future.result()
+    def compiling(self, program, args) -> Compiling:
+        """``program`` for arguments such as ``args``, each pair compiled once; ``Compiling.start`` begins it."""
+        args = jax.tree.map(_shape, args)
+        key = (program, jax.tree.structure(args), *map(_key, jax.tree.leaves(args)))
+        with self._lock:
+            if key not in self._compiling:
+                self._compiling[key] = Compiling(program, args)
+            return self._compiling[key]
+
+    def executables(self, program) -> int:
+        """For how many kinds of arguments ``program`` was asked for."""
+        with self._lock:
+            return sum(key[0] is program for key in self._compiling)
 
 
 def _shape(a):
-    """What a program is compiled for, of one array."""
-    return f"{np.shape(a)} {getattr(a, 'dtype', type(a))} {getattr(a, 'sharding', '')}"
+    """What a program is compiled for, of one array: its arguments are not kept alive."""
+    if isinstance(a, jax.Array):
+        # Where an array that may be moved lies now does not matter.
+        sharding = a.sharding if a.committed else None
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(np.shape(a), np.asarray(a).dtype)
+
+
+def _key(a):
+    return f"{a.shape} {a.dtype} {a.sharding}"
 
 
 def _program(rollout, name, capacity, mesh):

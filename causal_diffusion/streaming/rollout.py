@@ -72,14 +72,14 @@ class Rollout(Denoise):
         layout, c, cache, pad = recipe.layout, recipe.model.config, recipe.cache, recipe.layout.pad
         T, W = F * b, recipe.kept + layout.sinks + recipe.slots
         if context is None:
-            context = jnp.zeros((B, 0, *recipe.frame_shape))
-        frames = jnp.zeros((B, W, *recipe.frame_shape))
+            context = jnp.zeros((B, 0, *recipe.frame_shape), jnp.float32)
+        frames = jnp.zeros((B, W, *recipe.frame_shape), jnp.float32)
         memory = {"latents": frames} if cache.latents else {}
         if cache.kind in ("none", "two_level") and self._noised:
             memory["noise"] = jnp.zeros_like(frames)
         if c.action:
-            memory |= {"action": jnp.zeros((B, W, c.action)), "action_given": jnp.zeros((B, W), bool)}
-        x = jnp.zeros((B, T + layout.knot, *recipe.frame_shape))
+            memory |= {"action": jnp.zeros((B, W, c.action), jnp.float32), "action_given": jnp.zeros((B, W), bool)}
+        x = jnp.zeros((B, T + layout.knot, *recipe.frame_shape), jnp.float32)
         slots = caching.empty(
             B, window=recipe.slots, sinks=layout.sinks, block=b, cursor=cursor, pad=pad, kept=recipe.kept
         )
@@ -90,7 +90,8 @@ class Rollout(Denoise):
             coarse = caching.empty(B, window=far, sinks=0, block=b, cursor=coarse_cursor, pad=pad)
         watched = None
         if recipe.guidance.observe != "none":
-            watched = Observed(jnp.zeros((B, T, *recipe.frame_shape)), jnp.zeros((B, T, *recipe.frame_shape), bool))
+            shape = (B, T, *recipe.frame_shape)
+            watched = Observed(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
         given = context.shape[1]
         state = State(
             caches=(),
@@ -100,7 +101,7 @@ class Rollout(Denoise):
             reference=None if reference is None else reference[:, None],
             pending=None,
             x=x,
-            action=jnp.zeros((B, T, c.action)) if c.action else None,
+            action=jnp.zeros((B, T, c.action), jnp.float32) if c.action else None,
             action_given=jnp.zeros((B, T), bool) if c.action else None,
             observed=watched,
             condition=jax.tree.map(lambda a: jnp.repeat(a, F, axis=1), condition),
@@ -112,9 +113,9 @@ class Rollout(Denoise):
         state = dataclasses.replace(state, caches=self.empty_caches(params, state, condition))
         state = self.refer(params, state, condition)
         if self.fused:
-            nothing = Action(jnp.zeros((B, b, c.action)), jnp.zeros((B, b), bool)) if c.action else None
+            nothing = Action(jnp.zeros((B, b, c.action), jnp.float32), jnp.zeros((B, b), bool)) if c.action else None
             nowhere = jnp.full((B, b), caching.EMPTY, jnp.int32)
-            pending = Pending(jnp.zeros((B, b, *recipe.frame_shape)), nowhere, condition, nothing)
+            pending = Pending(jnp.zeros((B, b, *recipe.frame_shape), jnp.float32), nowhere, condition, nothing)
             state = dataclasses.replace(state, pending=pending)
         if given:
             # A short first block is padded to the length of the others with frames that nobody sees.
@@ -195,7 +196,7 @@ class Rollout(Denoise):
             (state, frames [capacity, B, ``emit``, *space, C]); those from step n on are zero.
         """
 
-        blocks = jnp.zeros((capacity, state.x.shape[0], self.emit, *self.recipe.frame_shape))
+        blocks = jnp.zeros((capacity, state.x.shape[0], self.emit, *self.recipe.frame_shape), jnp.float32)
 
         def more(carry):
             return carry[0] < n

@@ -1,13 +1,22 @@
 """The session: a stream as a Python user holds it.
 
 Iterating gives decoded blocks. Between blocks the user may steer (``update``, actions), look back (``mark``,
-``rewind``, ``fork``), restart single samples (``reset``) and go home (``save``). All state is on device in one
-frozen pytree; the session owns it, donates it to every step, and copies it where two futures are wanted.
+``rewind``, ``fork``), restart single samples (``reset``) and write the stream to a file (``save``). All state is on
+device in one frozen pytree; the session owns it, donates it to every step, and copies it where two futures are wanted.
+
+An exception may interrupt any method at any instruction (Ctrl-C in a notebook that iterates is normal use). The stream
+then continues with the next block that was not returned. Three rules give that::
+
+    one slot       all of a stream is one attribute, ``_now``; whatever changes it assigns it once, at its end
+    no half step   a step, which consumes the state that it starts from, is in that slot as a ``Once`` before it begins
+                   and runs on a thread of the library: whoever reads the slot next waits for its result
+    pending        blocks of a step stay in ``Mark.ahead`` until they are returned, and go back if they are not
 """
 
+import functools
 import json
+import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +26,17 @@ from causal_diffusion.checkpoint import save_tree
 from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
-from causal_diffusion.nn.embedders import Condition
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.ranges import COUNT, check_number, is_number
 from causal_diffusion.streaming.decoding import encode_context, prime, replace_samples
+from causal_diffusion.streaming.entering import (
+    Mark,
+    observed_from,
+    padding,
+    padding_entering,
+    take_entering_actions,
+    take_entering_observed,
+)
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
@@ -30,33 +47,30 @@ from causal_diffusion.streaming.inputs import (
     parse_context,
     parse_observed,
     parse_reference,
-    take_actions,
-    take_observed,
 )
-from causal_diffusion.streaming.maker import Maker
-from causal_diffusion.streaming.output import Output, begin_output
+from causal_diffusion.streaming.output import begin_output, take_steps
 from causal_diffusion.streaming.placement import put
-from causal_diffusion.streaming.state import Action, Observed, State, as_made
+from causal_diffusion.streaming.state import as_made
 from causal_diffusion.streaming.watch import Watch
+from causal_diffusion.workers import Once, settled
 
 
-class Mark(NamedTuple):
-    """A moment of a stream, to ``rewind`` to."""
+def _exclusive(method):
+    """Decorates a method of a session: other threads wait meanwhile."""
 
-    state: State
-    frame: np.ndarray  # ``state.frame`` as the host knows it, int [B]
-    condition: Condition
-    encoded: Any
-    queue: np.ndarray | None  # actions of blocks to come
-    held: np.ndarray | None  # the action that holds when there are none
-    observed: np.ndarray | None = None  # known values of blocks to come
-    decoder: Any = None  # what the decoder of latents remembers; None before its first block
-    ahead: Output | None = None  # the block that was begun and not yet returned, of a session that is ahead
-    maker: Maker | None = None  # what made it, of a mark that a user holds
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return under_own_settings(wrapped)
 
 
 class Session(Iterator):
-    """An endless stream of blocks [B, b, *space, C] in data range; made by ``Pipeline.stream``."""
+    """An endless stream of blocks [B, b, *space, C] in data range; made by ``Pipeline.stream``.
+
+    Its methods may be called from several threads, one after the other.
+    """
 
     def __init__(self, pipeline, mark: Mark, seed: int, ahead: bool = False, watch: Watch | None = None):
         """``ahead``: whether the next block is begun before one is returned; ``watch``: begun with the stream."""
@@ -64,7 +78,18 @@ class Session(Iterator):
         self.seed = seed
         self.ahead = ahead
         self.watch = Watch() if watch is None else watch
-        self._mark = mark
+        self._lock = threading.RLock()
+        self._compiling, self._weights = {}, None  # program -> of this stream's shapes; the parameters they are for
+        self._now: Mark | Once = mark
+
+    @property
+    def _mark(self) -> Mark:
+        """Where the stream is; of a step that was begun, once it is done."""
+        return settled(self._now, functools.partial(setattr, self, "_now"))
+
+    @_mark.setter
+    def _mark(self, mark: Mark):
+        self._now = mark
 
     @property
     def batch(self) -> int:
@@ -74,15 +99,13 @@ class Session(Iterator):
     @property
     def frame(self) -> np.ndarray:
         """Index of the next emitted frame of each sample, int [B], context included; of latents, if there are any."""
-        begun = 0 if self._mark.ahead is None else self.pipeline.rollout.emit
-        return np.maximum(self._mark.frame - begun, 0)
+        mark = self._mark
+        return np.maximum(mark.frame - mark.steps_ahead * self.pipeline.rollout.emit, 0)
 
     @property
     def void(self) -> int:
         """Frames that the next block lacks, as the first one of a sequence may: they are never shown."""
-        if not self.pipeline.recipe.layout.pad or self._mark.ahead is not None:
-            return 0
-        return max(0, -int(self._mark.frame.min()))
+        return 0 if self._mark.ahead else padding(self.pipeline, self._mark)
 
     @property
     def decoded(self) -> bool:
@@ -90,7 +113,12 @@ class Session(Iterator):
         return self._mark.decoder is not None
 
     def __next__(self) -> np.ndarray:
-        return self.next()
+        taken = _Taken(self)
+        try:
+            return taken.take(1, None)
+        except BaseException:
+            taken.put_back()
+            raise
 
     def next(self, action=None) -> np.ndarray:
         """The next block.
@@ -99,67 +127,86 @@ class Session(Iterator):
             action: for the frames of the block that enters now: [A], [b, A] or [B, b, A]; fewer frames than the
                 block are held. Without one, queued actions (``cond['action']``) come first, then the last is held.
         """
-        return self.take(1, action)
+        taken = _Taken(self)
+        try:
+            return taken.take(1, action)
+        except BaseException:
+            taken.put_back()
+            raise
 
     def take(self, blocks: int, action=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks b, *space, C]: the same bits as that many calls of ``next``.
 
-        Schedules that denoise whole chunks emit a chunk where others emit a block. Latents come out decoded.
+        Schedules that denoise whole chunks emit a chunk where others emit a block. Latents come out decoded. The same
+        call again after an interrupt continues it: an action that is begun already does not count twice.
         """
-        config, rollout = self.pipeline.recipe.config, self.pipeline.rollout
-        blocks = check_number("blocks", blocks, COUNT, error=UserError)
-        given = parse_action(config.model, action, self.batch)
-        if given is not None:
-            entering = blocks * rollout.emit - self._void_entering()
-            if given.shape[1] > entering:
-                raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {entering}")
-            self._mark = self._mark._replace(queue=given)
-        begun, parts = [] if self._mark.ahead is None else [self._mark.ahead], []
-        self._mark = self._mark._replace(ahead=None)
-        left = blocks - len(begun)
-        while left > 0 or self.ahead and left == 0:  # the last one is the block that stays under way
-            begun.append(self._step(max(1, min(left, config.stream.capacity))))
-            left -= begun[-1].steps
-            if len(begun) > 1:
-                parts.append(begun.pop(0).fetch(self.watch))
-        if self.ahead:
-            self._mark = self._mark._replace(ahead=begun.pop())
-        parts += [each.fetch(self.watch) for each in begun]
-        with self.watch.phase("compiling"):
-            self.pipeline.programs.wait()
-        frames = np.concatenate(parts, axis=1)
-        self.watch.returned(blocks, frames.shape[1])
-        return frames
+        taken = _Taken(self)
+        try:
+            return taken.take(blocks, action)
+        except BaseException:
+            taken.put_back()
+            raise
 
     def prepare(self, blocks: int | None = None) -> None:
         """Compiles what the next ``blocks`` blocks need, None being endless, in the background; the first one waits."""
-        mark, pipeline, recipe = self._mark, self.pipeline, self.pipeline.recipe
-        rollout, capacity = pipeline.rollout, pipeline.config.stream.capacity
-        action = observed = None
-        if recipe.model.config.action:
-            value, given, *_ = take_actions(None, None, rollout.emit, self.batch, recipe.model.config.action)
-            action = Action(*(self._by_step(a, 1, capacity) for a in (value, given)))
-        if recipe.guidance.observe != "none":
-            seen, _ = take_observed(None, rollout.emit, self.batch, recipe.frame_shape)
-            observed = Observed(*(self._by_step(a, 1, capacity) for a in (seen.value, seen.given)))
+        mark = self._mark
         with self.watch.phase("compiling"):
-            given = (pipeline.weights, mark.state, mark.encoded, action, observed, 1)
-            pipeline.programs.prepare(mark.frame, blocks, *given)
+            for program in self.pipeline.programs.needed(mark.frame, blocks):
+                self._compiling_of(mark, program).start()
         with self.watch.phase("beginning"):
             jax.block_until_ready(mark.state)
 
-    def _step(self, n: int) -> Output:
-        """Begins at most ``n`` of the next blocks, those that one program makes."""
-        mark, pipeline, capacity = self._mark, self.pipeline, self.pipeline.config.stream.capacity
-        program, n = pipeline.programs.choose(mark.frame, n)
+    def _ready(self, blocks: int, given: np.ndarray | None) -> Mark:
+        """Begins steps until ``blocks`` blocks are ahead, and fetches all of them but the one that stays under way."""
+        capacity, mark = self.pipeline.config.stream.capacity, self._mark
+        fresh = given
+        if any(output.given is not None and np.array_equal(output.given, given) for output in mark.ahead):
+            fresh = None  # the same call again after an interrupt
+        if fresh is not None:
+            entering = blocks * self.pipeline.rollout.emit - padding_entering(self.pipeline, mark)
+            if fresh.shape[1] > entering:
+                raise UserError(f"action has {given.shape[1]} frames; the frames that enter now are {entering}")
+            mark = mark._replace(queue=fresh)
+        while (left := blocks + self.ahead - mark.steps_ahead) > 0:
+            mark = self._step(mark, max(1, min(left - self.ahead, capacity)), given)
+            if len(mark.ahead) > 1:  # the device works meanwhile on the last one
+                mark = mark._replace(ahead=(*(each.fetched(self.watch) for each in mark.ahead[:-1]), mark.ahead[-1]))
+                self._now = mark
         with self.watch.phase("compiling"):
-            pipeline.programs.wait(program)
-        void, actions, observed = self.void, self._actions(n, capacity), self._observed(n, capacity)
-        state, emitted = program(pipeline.weights, mark.state, mark.encoded, actions, observed, n)
-        output, decoder = begin_output(pipeline.codec, emitted, n, void, mark.decoder)
-        frame = mark.frame + n * pipeline.rollout.emit
-        self._mark = self._mark._replace(state=state, frame=frame, decoder=decoder)
-        return output
+            for compiling in self._compiling.values():
+                compiling.result()
+        return mark
+
+    def _step(self, mark: Mark, n: int, given=None) -> Mark:
+        """Begins at most ``n`` of the next blocks, those that one program makes: the mark with them ahead."""
+        pipeline = self.pipeline
+        (chosen, n), weights = pipeline.programs.choose(mark.frame, n), pipeline.weights
+        with self.watch.phase("compiling"):
+            program = self._compiling_of(mark, chosen).result()
+
+        def step():
+            void = padding(pipeline, mark)
+            steered, action = take_entering_actions(pipeline, mark, n)
+            steered, observed = take_entering_observed(pipeline, steered, n)
+            state, emitted = program(weights, mark.state, mark.encoded, action, observed, np.int32(n))
+            output, decoder = begin_output(pipeline.codec, emitted, n, void, mark.decoder, given)
+            frame = mark.frame + n * pipeline.rollout.emit
+            return steered._replace(state=state, frame=frame, decoder=decoder, ahead=(*mark.ahead, output))
+
+        self._now = Once(step, mark, mark.state)
+        return self._mark
+
+    def _compiling_of(self, mark: Mark, program):
+        """``program`` for the shapes of this stream."""
+        pipeline = self.pipeline
+        if self._weights is not pipeline.weights:  # others were put in their place
+            self._compiling, self._weights = {}, pipeline.weights
+        if program not in self._compiling:
+            _, action = take_entering_actions(pipeline, mark, 1)
+            _, observed = take_entering_observed(pipeline, mark, 1)
+            given = (pipeline.weights, mark.state, mark.encoded, action, observed, np.int32(1))
+            self._compiling[program] = pipeline.programs.compiling(program, given)
+        return self._compiling[program]
 
     def finish(self) -> np.ndarray:
         """Drains the blocks in flight and returns them, [B, frames, ...]; empty for autoregressive schedules."""
@@ -170,6 +217,7 @@ class Session(Iterator):
             return np.zeros((self.batch, 0, *shape), np.float32)
         return self.take(rollout.waiting // rollout.emit)
 
+    @_exclusive
     def update(self, cond: dict, when: str = "entering", recache: bool = False) -> None:
         """Changes the condition; what ``cond`` leaves out stays.
 
@@ -208,10 +256,13 @@ class Session(Iterator):
             state=state, condition=condition, encoded=encoded, queue=queue, observed=observed
         )
 
+    @_exclusive
     def mark(self) -> Mark:
         """A copy of this moment."""
-        return self._mark._replace(state=copy_tree(self._mark.state), maker=self.pipeline.maker)
+        mark = self._mark
+        return mark._replace(state=copy_tree(mark.state), maker=self.pipeline.maker)
 
+    @_exclusive
     def rewind(self, mark: Mark) -> None:
         """Back to a mark of this stream; the mark stays good.
 
@@ -224,10 +275,12 @@ class Session(Iterator):
                        "try a mark of this stream")  # fmt: skip
         self._mark = mark._replace(state=copy_tree(mark.state))
 
+    @under_own_settings
     def fork(self) -> "Session":
         """A twin that goes on from here by itself."""
         return Session(self.pipeline, self.mark(), self.seed, self.ahead)
 
+    @_exclusive
     def reset(self, sample: int, context=None, context_action=None, reference=None, observed=None) -> None:
         """Starts sample ``sample`` again, as it would start alone; the others do not notice.
 
@@ -258,26 +311,28 @@ class Session(Iterator):
         other, reference = reference, None if state.reference is None else state.reference[:, 0]
         if other is not None:
             reference = parse_reference(recipe, other, context, self.batch)
-        seen, queue = self._observed_from(sample, parse_observed(recipe, observed, 1))
+        seen, queue = observed_from(pipeline, self._mark, sample, parse_observed(recipe, observed, 1))
         fresh = pipeline.init_state(
             pipeline.weights, state.keys, self._mark.encoded, context, as_action(acted), None, cursor, reference, seen,
             coarse_cursor,
         )  # fmt: skip
-        which = jnp.arange(self.batch) == sample
+        which = jnp.arange(self.batch, dtype=jnp.int32) == sample
         decoder = replace_samples(pipeline.codec, self._mark.decoder, prime(pipeline.codec, context), which)
         state = put(pipeline.rollout.replace_samples(state, fresh, which), pipeline.mesh)
         frame = self._mark.frame.copy()
         frame[sample] = given or -layout.pad
         self._mark = self._mark._replace(state=state, frame=frame, observed=queue, decoder=decoder)
 
+    @_exclusive
     def save(self, path) -> None:
         """Writes the whole stream to one file; ``Pipeline.resume`` goes on with the same bits."""
         mark = self._mark
         arrays = {"state": as_made(mark.state), "condition": mark.condition}
         kept = ("queue", "held", "observed", "decoder")
         arrays |= {name: value for name in kept if (value := getattr(mark, name)) is not None}
-        if mark.ahead is not None:
-            arrays["ahead"] = mark.ahead.fetch(Watch())
+        pending = [frames for output in mark.ahead for frames in output.fetched(Watch()).frames]
+        if pending:
+            arrays["ahead"] = dict(enumerate(pending))
         text = None if mark.condition.text is None else mark.condition.text.shape[2]
         meta = {
             "schema": 2,
@@ -290,60 +345,33 @@ class Session(Iterator):
             "observed": None if mark.observed is None else mark.observed.shape[1],
             "text": text,
             "decoded": self.decoded,
-            "ahead": None if mark.ahead is None else list(arrays["ahead"].shape),
+            "ahead": [list(frames.shape) for frames in pending] if pending else None,
+            "is_ahead": self.ahead,
         }
         save_tree(path, arrays, meta)
 
-    def _void_entering(self):
-        """As ``void``, of the block that enters next."""
-        return self.void if not self.pipeline.rollout.waiting else 0
 
-    def _actions(self, n, capacity):
-        """Actions of the next n blocks from the queue, then the held one: leaves [capacity, B, b, A]."""
-        A, b = self.pipeline.recipe.model.config.action, self.pipeline.rollout.emit
-        if not A:
-            return None
-        void = self._void_entering()
-        value, given, queue, held = take_actions(self._mark.queue, self._mark.held, n * b, self.batch, A, void)
-        self._mark = self._mark._replace(queue=queue, held=held)
+class _Taken:
+    """Blocks on their way to the user. ``put_back``: what was taken and did not arrive is pending again."""
 
-        return Action(*(self._by_step(a, n, capacity) for a in (value, given)))
+    def __init__(self, session: Session):
+        self._session, self._before = session, None
 
-    def _observed(self, n, capacity):
-        """Likewise of known values: leaves [capacity, B, b, ...]."""
-        recipe = self.pipeline.recipe
-        if recipe.guidance.observe == "none":
-            return None
-        frames = n * self.pipeline.rollout.emit
-        seen, rest = take_observed(self._mark.observed, frames, self.batch, recipe.frame_shape, self._void_entering())
-        self._mark = self._mark._replace(observed=rest)
-        return Observed(*(self._by_step(a, n, capacity) for a in (seen.value, seen.given)))
+    def take(self, blocks, action):
+        """As ``Session.take``. Nothing is called after the last blocks have left ``Mark.ahead``."""
+        session = self._session
+        blocks = check_number("blocks", blocks, COUNT, error=UserError)
+        with session._lock:
+            given = parse_action(session.pipeline.recipe.config.model, action, session.batch)
+            mark = session._ready(blocks, given)
+            taken, rest = take_steps(mark.ahead, blocks)
+            frames = np.concatenate([each.fetch(session.watch) for each in taken], axis=1)
+            session.watch.returned(blocks, frames.shape[1])
+            after = mark._replace(ahead=tuple(each._replace(given=None) for each in rest))
+            self._before = mark
+            session._now = after
+        return frames
 
-    def _observed_from(self, sample, values):
-        """Known values [1, T, ...] of a sample that starts again: (those of its ramp, the queue of all samples)."""
-        recipe, waiting, queue = self.pipeline.recipe, self.pipeline.rollout.waiting, self._mark.observed
-        if recipe.guidance.observe == "none":
-            return None, queue
-        seen = None
-        if values is not None:
-            values = np.broadcast_to(values, (self.batch, *values.shape[1:]))
-        if waiting:
-            seen, values = take_observed(values, waiting, self.batch, recipe.frame_shape)
-        length = max(0 if a is None else a.shape[1] for a in (queue, values))
-        if not length:
-            return seen, None
-
-        def long(a):
-            full = np.full((self.batch, length, *recipe.frame_shape), np.nan, np.float32)
-            if a is not None:
-                full[:, : a.shape[1]] = a
-            return full
-
-        queue = long(queue)
-        queue[sample] = long(values)[sample]
-        return seen, queue
-
-    def _by_step(self, a, n, capacity):
-        """[B, n b, ...] -> [capacity, B, b, ...]."""
-        a = np.moveaxis(a.reshape(self.batch, n, -1, *a.shape[2:]), 1, 0)
-        return put(jnp.asarray(np.pad(a, ((0, capacity - n), *((0, 0),) * (a.ndim - 1)))), self.pipeline.mesh, ahead=1)
+    def put_back(self):
+        if self._before is not None:
+            self._session._now = self._before

@@ -45,7 +45,7 @@ class Shown:
             return jax.random.normal(jax.random.fold_in(key, visit), (b, *self.recipe.frame_shape))
 
         visit = jnp.broadcast_to(jnp.asarray(visit), (blocks,))
-        index = self.recipe.layout.block_of(frame)[:, None] + jnp.arange(blocks)
+        index = self.recipe.layout.block_of(frame)[:, None] + jnp.arange(blocks, dtype=jnp.int32)
         noise = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(keys, index, visit)
         return noise.reshape(len(keys), blocks * b, *self.recipe.frame_shape)
 

@@ -95,4 +95,4 @@ def as_made(state: State) -> State:
 
 def sample_keys(seed: int, batch: int) -> Array:
     """Keys of samples 0 .. batch - 1: each depends on (seed, index) only. UserError: see ``seeds.random_key``."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.arange(batch))
+    return jax.vmap(jax.random.fold_in, (None, 0))(random_key(seed), jnp.arange(batch, dtype=jnp.int32))

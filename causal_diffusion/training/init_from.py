@@ -1,15 +1,15 @@
 """Starting a run from another one's parameters, with a report per leaf."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 
-from causal_diffusion.checkpoint import Checkpoints, read_meta
+from causal_diffusion.checkpoint import Checkpoints, folder_of, read_meta
 from causal_diffusion.config import freeze
 from causal_diffusion.errors import CheckpointError
 from causal_diffusion.nn.layers import stack_layers, unstack_layers
 from causal_diffusion.recipe import Recipe, build
+from causal_diffusion.seeds import random_key
 from causal_diffusion.training.state import TrainState
 
 
@@ -22,9 +22,9 @@ def init_from(recipe: Recipe, state: TrainState, shardings: TrainState, path: st
     Raises:
         CheckpointError: nothing intact is at ``path``, or not a single leaf fits.
     """
-    folder = Path(path) / "checkpoints" if (Path(path) / "checkpoints").is_dir() else Path(path)
+    folder = folder_of(path)
     other = build(freeze(read_meta(folder).meta["config"])).streaming()
-    like = jax.eval_shape(other.init_params, jax.random.key(0))
+    like = jax.eval_shape(other.init_params, random_key(0))
     restored = Checkpoints(folder).restore({"ema": like})
     given = _by_path(restored.ema)
     fresh = _by_path(unstack_layers(state.params))

@@ -3,7 +3,8 @@
     Ctrl-C     the user stops the run         Interrupted   exit code 2
     SIGTERM    the scheduler takes it away    Preempted     exit code 75 (EX_TEMPFAIL): schedulers start it again
 
-A second signal ends the process at once.
+A second Ctrl-C ends the process at once. A second SIGTERM changes nothing: schedulers repeat it, and the run still
+saves itself.
 
 Of several processes a single one may get the signal, while each is in a step of its own. They agree by JAX's preemption
 service: the process that was told tells the others through the coordination service, each answers with the step it is
@@ -51,7 +52,7 @@ def interruptible():
     asked = []
 
     def ask(number, frame):
-        if asked:
+        if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
 

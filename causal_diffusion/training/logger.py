@@ -1,8 +1,8 @@
 """The record of a run: a progress bar, ``metrics.jsonl``, and TensorBoard. What a clock says: ``watch``.
 
 ``metrics.jsonl`` has one line per ``log.every`` steps: the mean loss of these steps and the other metrics of the
-last. It is cut back to the checkpoint when a run is resumed, and the losses pending at a checkpoint are saved with
-it, so the file of a run that was killed and resumed is byte for byte that of one that was not.
+last. It is cut back to the checkpoint when a run is resumed (``records``), and the losses pending at a checkpoint are
+saved with it, so the file of a run that was killed and resumed is byte for byte that of one that was not.
 """
 
 import contextlib
@@ -15,8 +15,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.lasting_output import lasting
 from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.render.tensorboard import EventFile, image_summary, scalar_summary, video_summary
+from causal_diffusion.training.records import cut_back
 
 
 class Logger:
@@ -30,10 +32,14 @@ class Logger:
         if self._writes:
             workdir.mkdir(parents=True, exist_ok=True)
             self._path = workdir / "metrics.jsonl"
-            cut_back(self._path, start)
+            damaged = cut_back(self._path, start)
             self._file = self._path.open("a")
             self._board = EventFile(workdir / "tensorboard", start)
-            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+            self._bar = tqdm(
+                total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05, file=lasting("stderr")
+            )
+            if damaged:
+                self.write(f"{self._path} has {damaged} damaged lines: they stay, and readers skip them")
 
     def step(self, step: int, metrics: dict) -> None:
         """Records the metrics (device arrays) of the step that ended as number ``step``."""
@@ -89,7 +95,7 @@ class Logger:
     def write(self, text: str) -> None:
         """A message that does not disturb the bar."""
         if self._writes:
-            self._bar.write(text)
+            self._bar.write(text, file=lasting("stdout"))
 
     def flush(self) -> None:
         """Puts everything on disk: called before a checkpoint, which must not know more than the record."""
@@ -105,20 +111,3 @@ class Logger:
                 for part in (self._board, self._file, self._bar):
                     last.callback(part.close)
                 self.flush()
-
-
-def cut_back(path: Path, step: int) -> None:
-    """Drops the lines of a JSON record after ``step``, and a last line that was cut off."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)

@@ -11,6 +11,9 @@ from causal_diffusion.checkpoint.paths import as_path, local_part, write_whole
 from causal_diffusion.data.pipeline import Loader, horizontal_flip, in_turn, random_crop
 from causal_diffusion.data.sources import make_source, spec_of
 from causal_diffusion.errors import CheckpointError, UserError
+from causal_diffusion.folder_lock import own_folder
+from causal_diffusion.jax_settings import under_own_settings
+from causal_diffusion.lasting_output import lasting
 from causal_diffusion.nn.text.encoder import check_encoder
 from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.parallel.mesh import batch_part, global_batch, make_mesh
@@ -18,6 +21,7 @@ from causal_diffusion.training.guard import FaultWatch
 from causal_diffusion.training.interrupt import interruptible
 from causal_diffusion.training.kept import checked
 from causal_diffusion.training.logger import Logger
+from causal_diffusion.training.optimizer import learning_rate
 from causal_diffusion.training.report import peak_of, summary, training_flops
 from causal_diffusion.training.runs import make_recipe, make_run
 from causal_diffusion.training.state import TrainState, abstract_state, sharded_state
@@ -25,6 +29,7 @@ from causal_diffusion.training.step import compile_step
 from causal_diffusion.training.watch import Watch
 
 
+@under_own_settings
 def dry_run(config) -> str:
     """What ``train`` would do, as a printable summary. Compiles the step; needs no data and writes nothing."""
     recipe = make_recipe(config)
@@ -33,6 +38,7 @@ def dry_run(config) -> str:
     return summary(run.recipe, mesh, compile_step(run.recipe, mesh, None, *run.frozen), *run.frozen)
 
 
+@under_own_settings
 def train(config, workdir, source=None, held_out=None):
     """Trains a system or an autoencoder, or goes on where its workdir stands, and evaluates it.
 
@@ -47,14 +53,20 @@ def train(config, workdir, source=None, held_out=None):
         The Pipeline with the averaged parameters; of an autoencoder (vae, averaged parameters).
 
     Raises:
-        UserError: a config that cannot be, data that are not there, a workdir of another system, Ctrl-C or SIGTERM
-            (after a checkpoint was written).
+        UserError: a config that cannot be, data that are not there, a workdir of another system or of another process
+            that trains in it, Ctrl-C or SIGTERM (after a checkpoint was written).
     """
-    began, recipe = time.time(), make_recipe(config)
-    config, place, workdir = recipe.config, as_path(workdir), local_part(workdir)
-    mesh = make_mesh(config.mesh)
+    began, recipe = time.monotonic(), make_recipe(config)
+    place, workdir = as_path(workdir), local_part(workdir)
     if (file := next((p for p in (workdir, *workdir.parents) if p.is_file()), None)) is not None:
         raise UserError(f"workdir is {workdir}, and {file} is a file: name a folder")
+    with own_folder(workdir, "training", "--workdir") if is_writer() else contextlib.nullcontext() as lock:
+        return _train(recipe, place, workdir, lock, source, held_out, began)
+
+
+def _train(recipe, place, workdir, lock, source, held_out, began):
+    """Trains in a workdir that belongs to this process (``lock``), or to process 0 of its run (None)."""
+    config, mesh = recipe.config, make_mesh(recipe.config.mesh)
     checkpoints = Checkpoints(place / "checkpoints", keep=config.log.keep, keep_every=config.log.keep_every)
     if place != workdir:
         _say(f"checkpoints go to {checkpoints.directory}, logs and samples to {workdir.absolute()}")
@@ -107,6 +119,8 @@ def train(config, workdir, source=None, held_out=None):
             with watch.apart("checkpoint", metrics):
                 faults.settle()
                 logger.flush()
+                if lock is not None:
+                    lock.check()
                 checkpoints.save(
                     step,
                     ema=run.canonical(state.ema),
@@ -168,7 +182,21 @@ def _begin(run, mesh, checkpoints: Checkpoints) -> tuple[TrainState, int, list[f
     for step, reason in restored.skipped:
         _say(f"checkpoint {step} is damaged ({reason}): going on from {restored.step}")
     _say(f"going on from step {restored.step:,} of {config.train.steps:,}")
+    if (note := resumed_note(config, configs.freeze(restored.meta["config"]), restored.step)) is not None:
+        _say(note)
     return restored.train, restored.data["position"], restored.data["pending"]
+
+
+def resumed_note(config: configs.Config, saved: configs.Config, step: int) -> str | None:
+    """What a user who goes on from ``step`` may not expect; None: nothing."""
+    steps, before = config.train.steps, saved.train.steps
+    if step >= steps:
+        return f"nothing is left to train: step {step:,} of {steps:,} is done; try train.steps = {2 * step}"
+    old, new = (float(learning_rate(each)(step)) for each in (saved.train, config.train))
+    if steps == before or abs(new - old) <= 1e-3 * config.train.lr:
+        return None
+    return (f"train.steps is {steps:,} and was {before:,}, over which the learning rate decays: it was {old:.3g} at "
+            f"step {step:,} and restarts at {new:.3g}; try train.steps = {before} to go on as before")  # fmt: skip
 
 
 def _check_identity(config: configs.Config, saved: Restored, directory) -> None:
@@ -191,5 +219,5 @@ def _write_config(config, workdir):
 
 def _say(text):
     if is_writer():
-        print(text, flush=True)
+        print(text, file=lasting("stdout"), flush=True)
 

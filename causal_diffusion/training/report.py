@@ -16,6 +16,7 @@ from causal_diffusion.motion_text import MotionTextRecipe
 from causal_diffusion.nn.vae import VAE
 from causal_diffusion.parallel.rules import describe
 from causal_diffusion.recipe import Recipe
+from causal_diffusion.seeds import random_key
 from causal_diffusion.training.collectives import collectives
 from causal_diffusion.training.state import abstract_state
 from causal_diffusion.training.step import gradients
@@ -58,13 +59,13 @@ def training_flops(recipe, *frozen) -> float:
     """
     if isinstance(recipe, Recipe):
         return training_cost(recipe).flops
-    params = jax.eval_shape(recipe.init_params, jax.random.key(0))
+    params = jax.eval_shape(recipe.init_params, random_key(0))
     spec = batch_spec(clip_shapes(recipe.config), recipe.config.train.batch)
 
     def grad(params, batch, key, *frozen):
         return gradients(recipe, params, batch, key, frozen=frozen)
 
-    lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: jax.random.key(0)), *frozen)
+    lowered = jax.jit(grad).lower(params, spec, jax.eval_shape(lambda: random_key(0)), *frozen)
     return float(lowered.cost_analysis()["flops"])
 
 

@@ -56,7 +56,7 @@ def make_recipe(config):
 def make_run(recipe, mesh, workdir=None, source=None):
     """The run of a recipe; ``workdir`` and ``source`` None: one that is only sized."""
     kinds = {AutoencoderRecipe: AutoencoderRun, MotionTextRecipe: MotionTextRun, Recipe: TransformerRun}
-    return kinds[type(recipe)](recipe, mesh, None if workdir is None else Path(workdir), source)
+    return kinds[type(recipe)](recipe, mesh, None if workdir is None else Path(workdir).expanduser(), source)
 
 
 class TransformerRun:

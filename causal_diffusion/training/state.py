@@ -61,7 +61,7 @@ def create(recipe, key) -> TrainState:
 @functools.lru_cache(maxsize=4)  # a run asks four times, and tracing takes as long as reading a small program
 def abstract_state(recipe, mesh) -> tuple[TrainState, TrainState]:
     """(ShapeDtypeStructs, shardings) of every leaf. Makes no arrays."""
-    shapes = jax.eval_shape(lambda key: create(recipe, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: create(recipe, key), random_key(0))
     params, one = param_shardings(shapes.params, mesh), replicated(mesh)
     return shapes, TrainState(
         step=one,

@@ -16,6 +16,7 @@ from causal_diffusion.motion_text import MotionTextRecipe
 from causal_diffusion.nn.remat import check_memories
 from causal_diffusion.parallel.mesh import batch_sharding, replicated
 from causal_diffusion.recipe import Recipe
+from causal_diffusion.seeds import random_key
 from causal_diffusion.training.guard import judged
 from causal_diffusion.training.objectives.contrastive import contrastive_loss
 from causal_diffusion.training.objectives.diffusion import diffusion_loss
@@ -53,6 +54,8 @@ def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()
     compiler may give every device all of them. None: it is left to itself.
     """
 
+    check_accumulate(recipe, accumulate)
+
     def pinned(grads):
         return grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
 
@@ -77,6 +80,34 @@ def gradients(recipe, params, batch, key, accumulate: int = 1, step=0, frozen=()
     )
     total, _ = jax.lax.scan(body, (pinned(grads), metrics), parts)
     return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def check_accumulate(recipe, accumulate: int) -> None:
+    """UserError where micro-batches do not give the gradient of the whole batch.
+
+    Their gradients are averaged. That is exact where the loss is a mean over clips of what each clip gives by itself.
+    """
+    if accumulate == 1:
+        return
+    why, instead = None, "train.accumulate = 1"
+    if isinstance(recipe, MotionTextRecipe):
+        why = "trains is 'motion_text': each clip is compared with all captions of the batch"
+    elif isinstance(recipe, AutoencoderRecipe):
+        loss, form = recipe.config.reconstruction, recipe.config.vae.form
+        quantise = getattr(recipe.config.vae.sizes, "quantise", "none")
+        if loss.fit == "likelihood":
+            why = "reconstruction.fit is 'likelihood', whose deviation is that of the whole batch"
+            instead += " or reconstruction.fit = 'charbonnier'"
+        elif loss.gan or loss.align:
+            name = "gan" if loss.gan else "align"
+            why = (f"reconstruction.{name} is {getattr(loss, name)}: its weight is a ratio of gradients of the whole "
+                   "batch")  # fmt: skip
+            instead += f" or reconstruction.{name} = 0.0"
+        elif quantise == "lfq":
+            why = f"vae.{form}.quantise is 'lfq', whose loss is of the use of codes in the whole batch"
+    if why is not None:
+        raise UserError(f"train.accumulate is {accumulate} and {why}, so that micro-batches give another gradient; "
+                        f"try {instead}")  # fmt: skip
 
 
 def train_step(recipe, state: TrainState, batch: dict, *frozen, shardings=None) -> tuple[TrainState, dict]:
@@ -111,6 +142,7 @@ def lower_step(recipe, mesh, spec: dict | None = None, *frozen, platforms=None):
     ``platforms``: ('tpu',) or the like, for a mesh that is abstract: one without devices, which is not compiled.
     """
     config = recipe.config.train
+    check_accumulate(recipe, config.accumulate)
     check_mesh(recipe, mesh)
     spec = spec or clip_shapes(recipe.config)
     text = recipe.config.model.text if isinstance(recipe, Recipe) else 0
@@ -150,4 +182,4 @@ def held_out_loss(recipe: Recipe, params, video, condition: dict) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _held_out_loss(recipe, params, batch):
-    return diffusion_loss(recipe, params, batch, jax.random.key(0))[0]
+    return diffusion_loss(recipe, params, batch, random_key(0))[0]

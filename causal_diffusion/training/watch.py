@@ -37,7 +37,7 @@ import jax
 
 from causal_diffusion.parallel.distributed import is_writer
 from causal_diffusion.run_config import LogConfig
-from causal_diffusion.training.logger import cut_back
+from causal_diffusion.training.records import cut_back, read_records
 
 
 class Watch:
@@ -51,7 +51,7 @@ class Watch:
         flops: of one step, over all devices; peak: FLOP/s of all devices together. None of either: no MFU.
         began: when this process began, as ``clock`` tells it.
         show: called with (step, {name: number}) for TensorBoard; say: with a message.
-        clock: seconds.
+        clock: seconds, of any origin; never set back, so that no duration is negative. date: seconds since 1970.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Watch:
         began: float | None = None,
         show: Callable[[int, dict], None] = lambda step, values: None,
         say: Callable[[str], None] = lambda text: None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        date: Callable[[], float] = time.time,
     ):
         self._log, self._batch, self._show, self._say, self._clock = log, batch, show, say, clock
         self._peak_steps = peak / flops if peak and flops else None  # steps per second at peak
@@ -78,11 +79,14 @@ class Watch:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         began = clock() if began is None else began
+        now = date() - max(0.0, clock() - began)  # the date at which this process began
         cut_back(self._path, start)
-        lines = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-        self._first = next((line["start"] for line in lines if "start" in line), began)
-        self._counted = sum(line.get("seconds", 0.0) for line in lines)
-        self._header = {"step": start, "start": began}
+        lines = read_records(self._path)
+        first = next((line["start"] for line in lines if _is_number(line.get("start"))), now)
+        # The first start of the run, as this clock would have told it. A date that was set back since costs nothing.
+        self._first = began - max(0.0, now - first)
+        self._counted = sum(line["seconds"] for line in lines if _is_number(line.get("seconds")))
+        self._header = {"step": start, "start": now}
 
     @contextlib.contextmanager
     def step(self, step: int):
@@ -184,6 +188,10 @@ class Watch:
     def _write(self, values):
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def memory_peaks() -> dict:

@@ -285,7 +285,7 @@ def count_executables(pipe) -> dict[str, int]:
     counts are compared with earlier ones.
     """
     both = {"filling": pipe.programs.filling, "full": pipe.programs.full}
-    return {name: program._cache_size() for name, program in both.items()}
+    return {name: pipe.programs.executables(program) for name, program in both.items()}
 
 
 @pytest.fixture(scope="session")

@@ -112,7 +112,8 @@ def test_it_needs_none_of_the_models_code(pipeline, tmp_path):
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "out"), str(tmp_path / "frames.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    alone = [f"causal_diffusion.{name}" for name in ("errors", "exported", "file_access", "frames", "ranges", "seeds")]
+    names = ("errors", "exported", "file_access", "frames", "jax_settings", "ranges", "seeds", "workers")
+    alone = [f"causal_diffusion.{name}" for name in names]
     assert done.stdout == f"[] {alone}\n"
     np.testing.assert_array_equal(np.load(tmp_path / "frames.npy"), wanted)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from causal_diffusion.recipe import build
+from causal_diffusion.streaming.entering import take_entering_actions
 from causal_diffusion.streaming.pipeline import Pipeline
 from tests.compiling import AS_SHIPPED
 
@@ -67,7 +68,7 @@ def test_both_programs_make_the_same_block(pipeline, inputs, name):
     stream.take(3)
     mark = stream.mark()
     assert pipe.programs.choose(mark.frame, 1)[0] is pipe.programs.full is not pipe.programs.filling
-    actions, observed = stream._actions(1, pipe.config.stream.capacity), None
+    actions, observed = take_entering_actions(pipe, mark, 1)[1], None
     outs = [
         program(pipe.params, jax.tree.map(lambda a: a.copy(), mark.state), mark.encoded, actions, observed, 1)
         for program in (pipe.programs.filling, pipe.programs.full)

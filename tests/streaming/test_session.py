@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_diffusion.streaming.session import take_actions
+from causal_diffusion.streaming.inputs import take_actions
 from causal_diffusion.streaming.state import Action, sample_keys
 
 BATCH = 2

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from causal_diffusion.config import load_config
+from causal_diffusion.errors import UserError
 from causal_diffusion.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from causal_diffusion.parallel.rules import param_shardings
 from causal_diffusion.training import step as steps
+from causal_diffusion.training.runs import make_recipe
 
 L, D, M, ROWS = 3, 32, 48, 64
 
@@ -125,3 +128,26 @@ def test_sums_and_means_are_float32_whatever_the_gradients_are(monkeypatch):
     found = jax.jit(lambda params, batch: steps.gradients(Toy(), params, batch, None, accumulate=16))(params, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-8), found, wanted)
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), [
+    ("motion_text:tiny", {}, "trains is 'motion_text'"),
+    ("motion_vae:tiny", {"reconstruction.fit": "likelihood"}, "reconstruction.fit is 'likelihood'"),
+    ("motion_vae:tiny", {"reconstruction.fit": "l1", "reconstruction.gan": 0.1}, "reconstruction.gan is 0.1"),
+    ("video_vae:tiny", {"reconstruction.gan": 0.0, "reconstruction.align": 0.0, "reconstruction.fit": "likelihood"},
+     "reconstruction.fit is 'likelihood'"),
+])  # fmt: skip
+def test_losses_of_the_whole_batch_are_refused(name, changes, said):
+    recipe = make_recipe(load_config(name, changes))
+    with pytest.raises(UserError, match=said) as refused:
+        steps.gradients(recipe, None, {}, None, accumulate=2)
+    assert "try train.accumulate = 1" in str(refused.value) and "\n" not in str(refused.value)
+    steps.check_accumulate(recipe, 1)
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("quickstart:tiny", {}),
+    ("motion_vae:tiny", {"reconstruction.fit": "charbonnier", "reconstruction.gan": 0.0, "reconstruction.align": 0.0}),
+])  # fmt: skip
+def test_means_over_clips_are_accumulated(name, changes):
+    steps.check_accumulate(make_recipe(load_config(name, changes)), 4)

@@ -1,4 +1,4 @@
-"""Signals are noted between two steps; a second one ends the run at once; handlers come back.
+"""Signals are noted between two steps; only a second Ctrl-C ends the run at once; handlers come back.
 
 What several processes make of a signal is in test_two_processes.
 """
@@ -27,14 +27,24 @@ def test_the_first_is_noted(number, error):
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_ends_at_once(first, second):
+def test_a_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible():
-        signal.raise_signal(first)
-        signal.raise_signal(second)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("signals", "error"), [
+    ((signal.SIGTERM, signal.SIGTERM, signal.SIGTERM), Preempted),
+    ((signal.SIGTERM, signal.SIGINT), Preempted),
+    ((signal.SIGINT, signal.SIGTERM, signal.SIGTERM), Interrupted),
+])  # fmt: skip
+def test_whatever_else_comes_the_run_saves_itself_for_the_first(signals, error):
+    with interruptible() as interrupted:
+        for number in signals:
+            signal.raise_signal(number)
+        assert interrupted() is error
 
 
 def test_handlers_come_back_after_an_error():

@@ -38,7 +38,7 @@ def clock():
 def run(workdir, clock, start, stop, *, save=(), evaluate=(), every=3, startup=5.0, **options):
     """Steps of 2 s of which 0.5 s are a wait for data, saves of 4 s, evaluations of 10 s, and ``startup`` before."""
     began, shown = clock(), {}
-    watch = Watch(workdir, start, LogConfig(every=every), batch=8, began=began, clock=clock,
+    watch = Watch(workdir, start, LogConfig(every=every), batch=8, began=began, clock=clock, date=clock,
                   show=lambda step, values: shown.update({step: values}), **options)  # fmt: skip
     clock.pass_by(startup)
     try:
@@ -103,7 +103,7 @@ def test_killed_before_the_first_checkpoint_the_time_counts_from_the_first_start
 def test_a_complete_run_started_again_writes_nothing(tmp_path, clock):
     run(tmp_path, clock, 0, 3, save=(3,))
     before = (tmp_path / "timing.jsonl").read_bytes()
-    watch = Watch(tmp_path, 3, LogConfig(every=3), batch=8, clock=clock)
+    watch = Watch(tmp_path, 3, LogConfig(every=3), batch=8, clock=clock, date=clock)
     with watch.apart("evaluation", ()):
         clock.pass_by(10.0)
     watch.close()

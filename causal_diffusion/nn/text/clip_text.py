@@ -113,7 +113,8 @@ class ClipText(nn.Module):
     def __call__(self, ids, mask):
         c, M = self.config, ids.shape[-1]
         x = nn.Embed(c.vocabulary, c.width, param_dtype=jnp.float32, name="words")(ids)
-        x = x + nn.Embed(c.positions, c.width, param_dtype=jnp.float32, name="positions")(jnp.arange(M))
+        positions = nn.Embed(c.positions, c.width, param_dtype=jnp.float32, name="positions")
+        x = x + positions(jnp.arange(M, dtype=jnp.int32))
         x = x.astype(self.dtype)
         seen = mask[:, None, None] & jnp.tril(jnp.ones((M, M), bool))
         for i in range(c.layers):

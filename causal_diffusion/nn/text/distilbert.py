@@ -100,7 +100,8 @@ class DistilBert(nn.Module):
     def __call__(self, ids, mask):
         c = self.config
         x = nn.Embed(c.vocabulary, c.width, param_dtype=jnp.float32, name="words")(ids)
-        x = x + nn.Embed(c.positions, c.width, param_dtype=jnp.float32, name="positions")(jnp.arange(ids.shape[-1]))
+        positions = nn.Embed(c.positions, c.width, param_dtype=jnp.float32, name="positions")
+        x = x + positions(jnp.arange(ids.shape[-1], dtype=jnp.int32))
         x = layer_norm(EPSILON, "norm")(x).astype(self.dtype)
         for i in range(c.layers):
             x = DistilBertLayer(c, self.dtype, name=f"layer_{i}")(x, mask[:, None, None])

@@ -22,6 +22,7 @@ import numpy as np
 
 from causal_diffusion.checkpoint.fingerprints import check_same, of_text
 from causal_diffusion.errors import UserError
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.nn.text import clip_text, distilbert, t5, weights
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
 from causal_diffusion.nn.text.config import TextConfig
@@ -97,6 +98,7 @@ class FrozenEncoder(TextEncoder):
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
+    @under_own_settings
     def encode(self, captions, cache=None):
         captions = checked_captions(captions)
         ids = {caption: self._tokenizer.encode(caption) for caption in dict.fromkeys(captions)}

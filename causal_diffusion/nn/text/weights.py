@@ -29,6 +29,7 @@ from causal_diffusion.checkpoint.leaves import reason_of
 from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.file_access import is_dir, is_file, size_and_sha256
 from causal_diffusion.nn.text.layers import Names
+from causal_diffusion.seeds import random_key
 from causal_diffusion.text_files import read_json, read_text
 
 STEM = "model"
@@ -125,7 +126,7 @@ def load(folder: Path, module: nn.Module, names: Names) -> dict:
             ones, or is of a layer that the module has not.
     """
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, jax.ShapeDtypeStruct((1, 2), bool))["params"]
+    shapes = jax.eval_shape(module.init, random_key(0), ids, jax.ShapeDtypeStruct((1, 2), bool))["params"]
     leaves = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes).items()}
     words = next(path for path in leaves if path[0] == next(iter(names.table)))
     given = open_weights(folder).within(*(prefix + key for prefix in names.prefixes for key in names.keys(words)))

@@ -23,6 +23,7 @@ import numpy as np
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.errors import UnreadableError, UserError
 from causal_diffusion.file_access import sealed, unsealed
+from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.nn.text.base import TextEncoder, Warned, check_tokens, checked_captions
 from causal_diffusion.nn.text.word_embedding import PADDING
 from causal_diffusion.text_files import read_json
@@ -180,6 +181,7 @@ class Words(TextEncoder):
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps([self.words.fingerprint, self.tokens]).encode()).hexdigest()
 
+    @under_own_settings
     def encode(self, captions: Sequence[str], cache=None):
         del cache  # ids are made sooner than they are read
         captions = checked_captions(captions)

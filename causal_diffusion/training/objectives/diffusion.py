@@ -124,7 +124,7 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
     streams = {}
     if layout.coarse:
         past = np.arange(layout.coarse)
-        streams["coarse"] = clean_stream(video[:, past], jnp.zeros((B, len(past))), past)
+        streams["coarse"] = clean_stream(video[:, past], jnp.zeros((B, len(past)), jnp.float32), past)
     if layout.separate_clean:
         past = np.arange(T - b)
         level = layout.by_frame(per_sample(3, lambda k: levels.sample_context(k, n - 1)), len(past))
@@ -139,7 +139,8 @@ def diffusion_loss(recipe: Recipe, params, batch: dict, key, step=None):
         streams["clean"] = clean_past(video[:, past])
     streams["noisy"] = stream(noisy, t, context, at, near)
     if layout.reference:
-        streams["reference"] = clean_stream(video[:, -1:], jnp.zeros((B, 1)), np.array([T - 1]), acts=False)
+        clean = jnp.zeros((B, 1), jnp.float32)
+        streams["reference"] = clean_stream(video[:, -1:], clean, np.array([T - 1]), acts=False)
     mask, prefix_mask = _masks(recipe, context, scored, t)
     options = {"prefix_mask": prefix_mask}
     if (shards := mesh_axis("context")) > 1:

@@ -105,7 +105,7 @@ def parts(recipe: AutoencoderRecipe, params, batch, keys, frozen: Frozen = Froze
         z = jax.lax.stop_gradient(apply(x, method="encode")[0].mean)
         out = apply(z, method="decode")[0]
         wanted = recipe.teacher.network.apply({"params": frozen.teacher}, z, method="decode")[0]
-        pairs, each = ((0.5, x), (0.5, jax.lax.stop_gradient(wanted))), {"kl": jnp.zeros(())}
+        pairs, each = ((0.5, x), (0.5, jax.lax.stop_gradient(wanted))), {"kl": jnp.zeros((), jnp.float32)}
     else:
         encoded, z, out = apply(x, keys, method="reconstruct")
         pairs = ((1.0, x),)
