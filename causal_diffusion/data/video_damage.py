@@ -88,7 +88,7 @@ class Frames:
         pending = set()  # packets without a frame so far
         for packet in self._packets():
             number = len(self._decode_stamps)
-            packet.opaque = number
+            packet.opaque = [number]  # of its own: PyAV keeps it by its address, and equal integers share one
             if not packet.size and packet.dts is not None:
                 continue  # an empty packet repeats the frame before, but would end the decoder
             if packet.size:
@@ -107,7 +107,7 @@ class Frames:
                 self.complaints.add(number)
             self._errors.clear()
             for frame in frames:
-                order = number if frame.opaque is None else frame.opaque
+                order = number if frame.opaque is None else frame.opaque[0]
                 pending.discard(order)
                 key = frame.key_frame and int(frame.pict_type) in _INTRA
                 self._corrupt |= frame.is_corrupt

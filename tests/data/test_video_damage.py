@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
@@ -167,6 +168,24 @@ def test_complaints_that_leave_nothing_are_ignored(tmp_path, intact, monkeypatch
     video = decode_video(path, 64, 64, 3)
     assert_right(video, frames)
     assert len(video.times) == FRAMES
+
+
+def test_files_read_side_by_side_do_not_disturb_each_other(intact):
+    """Packets are numbered from 0 in each file, and decoders hold some of them back."""
+    def reading():
+        container = av.open(str(intact("closed.mp4")[0]))
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        return video_damage.Frames(container, stream, [])
+
+    alone, slow = reading(), reading()
+    for _ in alone:
+        pass
+    for place, _ in enumerate(slow):
+        if place % 10 == 3:
+            for _ in reading():  # to its end, so that all its packets are freed
+                pass
+    assert slow.decoded == alone.decoded and not slow.suspicious
 
 
 @pytest.mark.parametrize("extra", [1, 2])
