@@ -108,7 +108,6 @@ def test_actions_of_an_interrupted_call_count_once(pipeline, inputs, blocks):
 
 @pytest.mark.full
 def test_an_exported_stream_goes_on_too(pipeline, tmp_path):
-    pytest.importorskip("flatbuffers")
     pipe = pipeline("causal")
     export_stream(pipe, tmp_path, batch=BATCH)
     programs = read_stream(tmp_path)
