@@ -84,8 +84,8 @@ def check(name, key, value):
         make_optimizer(config.train)
     except UserError as error:
         said = str(error)
-        # 0 may be right by itself and clash with other keys, which the message then names.
-        named = key.rpartition(".")[2] in said or value == 0 and re.search(r"\b[a-z_]+\.[a-z_]+ is ", said)
+        # 0 and -1 may be right by themselves and clash with other keys, which the message then names.
+        named = key.rpartition(".")[2] in said or value in (0, -1) and re.search(r"\b[a-z_]+\.[a-z_]+ is ", said)
         assert "\n" not in said and named, said
         return said
     built(Network(recipe))

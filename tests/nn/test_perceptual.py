@@ -196,7 +196,7 @@ def test_the_command_in_the_message_converts(state, weights, tmp_path):
         torch.save({k: v for k, v in tensors.items() if k.startswith("lin") == lin}, tmp_path / name)
     with pytest.raises(UserError) as caught:
         lpips_weights(tmp_path / "vgg16.pth")
-    command = str(caught.value).split("convert: python ")[1]
+    command = str(caught.value).split("try python ")[1]
     subprocess.run(f"{sys.executable} {command} vgg.pth", shell=True, cwd=tmp_path, check=True)
     for a, b in zip(jax.tree.leaves(lpips_weights(tmp_path / "lpips.npz")), jax.tree.leaves(weights), strict=True):
         np.testing.assert_array_equal(a, b)

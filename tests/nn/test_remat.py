@@ -14,6 +14,7 @@ from causal_diffusion.nn.layers import stack_layers
 from causal_diffusion.nn.remat import POLICIES, check_memories
 from causal_diffusion.nn.transformer import Transformer, TransformerConfig
 from causal_diffusion.parallel.mesh import make_mesh
+from tests.compiling import AS_SHIPPED
 
 LADDER = ["none", "dots", "dots_no_batch", "attention_mlp", "attention", "mlp", "full"]  # keep less and less
 OFFLOADED = ["offload_attention_mlp", "offload_attention", "offload_mlp"]
@@ -49,7 +50,7 @@ class Forms:
     def compiled(self, remat):
         """(gradients, temporary bytes)."""
         if remat not in self._made:
-            lowered = jax.jit(self._grad(remat), compiler_options=UNOPTIMISED).lower(self._params)
+            lowered = jax.jit(self._grad(remat), compiler_options=AS_SHIPPED | UNOPTIMISED).lower(self._params)
             compiled = lowered.compile()
             self._made[remat] = compiled(self._params), compiled.memory_analysis().temp_size_in_bytes
         return self._made[remat]
