@@ -21,8 +21,8 @@ QUICK = {
 }
 AS_SHIPPED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 if jax.__version_info__ < (0, 11):
-    QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_enable_concurrency_optimized_scheduler": False}
-    AS_SHIPPED |= {"xla_cpu_use_fusion_emitters": True, "xla_cpu_enable_concurrency_optimized_scheduler": True}
+    QUICK |= {"xla_cpu_use_fusion_emitters": False}
+    AS_SHIPPED |= {"xla_cpu_use_fusion_emitters": True}
 
 
 def use_quick_flags() -> None:

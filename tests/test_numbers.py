@@ -110,7 +110,8 @@ def test_numbers_that_make_no_sense(section):
 @pytest.mark.full
 @pytest.mark.parametrize("name", SHIPPED)
 def test_numbers_that_make_no_sense_everywhere(name):
-    for key, kind in KINDS.items():
+    """Every fourth key of each config, other ones of the next config."""
+    for key, kind in list(KINDS.items())[SHIPPED.index(name) % 4 :: 4]:
         for value in VALUES[kind]:
             said = check(name, key, value)
             assert said or math.isfinite(value), f"{key} = {value} is accepted"
