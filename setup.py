@@ -45,6 +45,7 @@ setup(
         "numpy>=2.0",
         "scikit-learn>=1.6",  # the real digits of the quickstart, and the classifier that recognises them
         "tensorboardX>=2.6.5",
+        "ml_dtypes>=0.5",  # float8 weights
         "safetensors>=0.6",  # weights that somebody else made
         "tokenizers>=0.22",  # prompts for text encoders
         "av>=18",  # reads and writes video in process: no ffmpeg on the path is needed

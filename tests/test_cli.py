@@ -257,8 +257,8 @@ def test_sample_from_nothing_with_labels_and_elastic_keys(trained, tmp_path):
     (["--frames=0"], ("--frames is 0", "at least 1")),
     (["--batch=0"], ("--batch is 0", "at least 1")),
     (["--context=-1"], ("--context is -1", "0")),
-    (["--fps=-3"], ("--fps is -3", "above 0")),
-    (["--fps=0"], ("--fps is 0", "above 0")),
+    (["--fps=-3"], ("--fps is -3", "it is positive", "try --fps = 10")),
+    (["--fps=0"], ("--fps is 0", "it is positive", "try --fps = 10")),
     (["--step=3"], ("no step 3", "[2, 4]")),
     (["--frames=many"], ("--frames", "many")),
 ])

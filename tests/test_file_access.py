@@ -80,7 +80,7 @@ def test_weights_of_others_are_tried_again(tmp_path, disk, code):  # noqa: F811
 def test_no_more_files_than_the_system_allows(tmp_path, monkeypatch):
     """EMFILE for real: files are opened until there are no more, and one is closed while the reader waits."""
     (tmp_path / "a").write_bytes(b"abc")
-    resource = pytest.importorskip("resource")
+    import resource
     limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 512), limits[1]))
