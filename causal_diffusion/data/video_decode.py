@@ -26,6 +26,7 @@ _LISTS = {"hls", "dash", "concat", "concatf", "imf", "sdp", "rtsp", "applehttp"}
 _OPTIONS = {"protocol_whitelist": "file"}  # a file cannot make the decoder open an address
 
 
+
 class DecodedVideo(NamedTuple):
     """N slots of one file.
 
@@ -95,8 +96,10 @@ def _read(path: Path, size: tuple[int, int, int], fps: float, before: "_Reading 
     """Reads a file to its end. Before: what an earlier reading of it knows, which found damage."""
     import av
 
+    # Titles that are not UTF-8 are replaced; from PyAV 19 on that is how it reads them, and the option is gone.
+    titles = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     with (errors_of_ffmpeg() as errors,
-          av.open(os.path.abspath(path), options=_OPTIONS, metadata_errors="replace") as container):  # fmt: skip
+          av.open(os.path.abspath(path), options=_OPTIONS, **titles) as container):  # fmt: skip
         stream = _video_stream(container)
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
