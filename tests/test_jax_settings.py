@@ -30,7 +30,7 @@ RARE = ("unsafe", "precision", "promotion", "device")
 EACH = pytest.mark.parametrize("flag", ["x64", "rbg", *(pytest.param(name, marks=pytest.mark.full) for name in RARE)])
 TINY = {
     "data.height": 8, "data.width": 8, "model.width": 16, "model.depth": 1, "model.heads": 2, "model.mlp": 16,
-    "model.patch": (1, 8, 8), "schedule.steps": 2, "stream.capacity": 2, "train.steps": 2, "train.batch": 2,
+    "model.patch": (1, 8, 8), "schedule.steps": 2, "stream.capacity": 2, "train.steps": 2, "train.batch": 8,
     "train.warmup": 1, "log.every": 1, "log.checkpoint": 2, "log.evaluate": 0, "evaluate.clips": 0,
 }  # fmt: skip
 
