@@ -37,6 +37,14 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture
+def disk(monkeypatch):
+    """See ``fake_disk.failing_disk``."""
+    from tests.fake_disk import failing_disk  # what it imports of the package is not needed by all tests
+
+    return failing_disk(monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def generators_start_anew(request):
     """What a test draws from a generator of its module does not depend on the tests that ran before it."""

@@ -5,8 +5,6 @@ import errno
 import io
 import os
 
-import pytest
-
 from causal_diffusion import file_access
 
 TRANSIENT = [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES]
@@ -32,8 +30,8 @@ class Disk:
             raise OSError(self._code, os.strerror(self._code), os.fspath(path))
 
 
-@pytest.fixture
-def disk(monkeypatch):
+def failing_disk(monkeypatch) -> Disk:
+    """A disk in the place of this machine's, until ``monkeypatch`` is undone. It fails when it is asked to."""
     monkeypatch.setattr(file_access, "WAITS", (0.0, 0.0, 0.0))
     disk = Disk()
     places = {(builtins, "open"): "open", (io, "open"): "open", (os, "open"): "open", (os, "stat"): "stat",

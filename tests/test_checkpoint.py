@@ -27,16 +27,14 @@ from tests.checkpoint.trees import (
     make_ema,
     make_tree,
     save,
+    saved_steps,
 )
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Steps 100 and 200, saved once. Tests that change anything take a copy."""
-    store = at_once(tmp_path_factory.mktemp("saved") / "checkpoints")
-    save(store, 100)
-    save(store, 200)
-    return store.directory
+    return saved_steps(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture

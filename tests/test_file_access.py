@@ -16,7 +16,7 @@ from causal_diffusion.data.latents import read_meta
 from causal_diffusion.data.record_shards import Shard, damage_of, read_json, write_json
 from causal_diffusion.errors import CheckpointError, UnreadableError, UserError
 from causal_diffusion.nn.text.words import Vocabulary
-from tests.fake_disk import IDS, TRANSIENT, disk  # noqa: F401
+from tests.fake_disk import IDS, TRANSIENT
 
 
 def make(folder):
@@ -41,7 +41,7 @@ READERS = ("tree.npz", "weights.safetensors", "words.json", "meta.json", "stream
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_every_reader_tries_again_then_says_so(tmp_path, disk, code, name):  # noqa: F811
+def test_every_reader_tries_again_then_says_so(tmp_path, disk, code, name):
     read = make(tmp_path)[name]
     before = (tmp_path / name).read_bytes()
     if name != "stream.json":
@@ -56,7 +56,7 @@ def test_every_reader_tries_again_then_says_so(tmp_path, disk, code, name):  # n
 
 
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_a_shard_that_cannot_be_read_is_not_made_again(tmp_path, disk, code):  # noqa: F811
+def test_a_shard_that_cannot_be_read_is_not_made_again(tmp_path, disk, code):
     (tmp_path / "a").write_bytes(b"abc")
     shard = Shard("a", 1, *file_access.size_and_sha256(tmp_path / "a"))
     assert damage_of(tmp_path, shard) == ""
@@ -68,7 +68,7 @@ def test_a_shard_that_cannot_be_read_is_not_made_again(tmp_path, disk, code):  #
 
 
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_weights_of_others_are_tried_again(tmp_path, disk, code):  # noqa: F811
+def test_weights_of_others_are_tried_again(tmp_path, disk, code):
     make(tmp_path)
     disk.fail("weights.safetensors", code, times=3)
     assert open_weights(tmp_path / "weights.safetensors")["a"].sum() == 3

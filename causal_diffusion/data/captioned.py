@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from causal_diffusion.data.wrapper import Wrapper
 from causal_diffusion.errors import UserError
 
 
@@ -14,7 +15,7 @@ def captions_of(source) -> list[str]:
     return captions
 
 
-class Captioned:
+class Captioned(Wrapper):
     """``source`` with 'text' and 'text_mask' in every element.
 
     Args:
@@ -31,19 +32,12 @@ class Captioned:
 
     def __init__(self, source, encode, numbered: bool = False):
         captions = captions_of(source)
-        self.source, self._numbered = source, numbered
+        super().__init__(source)
+        self._numbered = numbered
         known = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         self._row = np.array([known[caption] for caption in captions])
         text, self._mask = (np.asarray(part) for part in encode(list(known)))
         self._text = text if text.dtype == np.int32 else text.astype(np.float16)
-
-    def __getattr__(self, name):
-        if name.startswith("__") or name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __repr__(self) -> str:
         return f"Captioned({self.source!r}, tokens={list(self._text.shape[1:])})"

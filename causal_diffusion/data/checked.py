@@ -3,11 +3,12 @@
 import numpy as np
 
 from causal_diffusion.data.config import DataConfig
+from causal_diffusion.data.wrapper import Wrapper
 from causal_diffusion.errors import UserError
 from causal_diffusion.frames import ROUNDING, are_pictures, check_values, take_frames
 
 
-class Checked:
+class Checked(Wrapper):
     """``source`` with its elements checked, and pixels (uint8) mapped to [-1, 1].
 
     Args:
@@ -24,16 +25,9 @@ class Checked:
     """
 
     def __init__(self, source, config: DataConfig, *, classes: int, vocabulary: int, frames: int | None = None):
-        self.source, self._shape, self._frames = source, config.frame_shape, frames
+        super().__init__(source)
+        self._shape, self._frames = config.frame_shape, frames
         self._classes, self._vocabulary = classes, vocabulary
-
-    def __getattr__(self, name):
-        if name.startswith("__") or name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __repr__(self) -> str:
         return repr(self.source)

@@ -10,8 +10,8 @@ import pytest
 from causal_diffusion.checkpoint import read_meta
 from causal_diffusion.checkpoint.readers import folder_of
 from causal_diffusion.errors import CheckpointError, UnreadableError
-from tests.checkpoint.trees import LIKE, META, at_once, check_step, flip, make_ema, save
-from tests.fake_disk import IDS, TRANSIENT, disk  # noqa: F401
+from tests.checkpoint.trees import LIKE, META, at_once, check_step, flip, make_ema, save, saved_steps
+from tests.fake_disk import IDS, TRANSIENT
 
 EMA = {"ema": LIKE["ema"]}
 # Every one of them in the tests that save nothing, which are fast.
@@ -22,10 +22,7 @@ PLACES = {"manifest": "200/checksums.json", "item": "200/meta/metadata", "file o
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    store = at_once(tmp_path_factory.mktemp("saved") / "checkpoints")
-    save(store, 100)
-    save(store, 200)
-    return store.directory
+    return saved_steps(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def content(store):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_a_step_that_cannot_be_read_now_stops_the_restore(store, disk, code, place):  # noqa: F811
+def test_a_step_that_cannot_be_read_now_stops_the_restore(store, disk, code, place):
     before = content(store)
     disk.fail(PLACES[place], code)
     for step in (None, 200):
@@ -55,14 +52,14 @@ def test_a_step_that_cannot_be_read_now_stops_the_restore(store, disk, code, pla
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_what_can_be_read_a_moment_later_is_read(store, disk, code, place):  # noqa: F811
+def test_what_can_be_read_a_moment_later_is_read(store, disk, code, place):
     disk.fail(PLACES[place], code, times=2)
     found = store.restore(EMA)
     assert disk.failed == 2 and (found.step, found.skipped) == (200, ())
 
 
 @pytest.mark.parametrize("code", SOME)
-def test_a_save_after_it_removes_nothing_that_is_intact(store, disk, code):  # noqa: F811
+def test_a_save_after_it_removes_nothing_that_is_intact(store, disk, code):
     """The step could not be read when the run began again: it is there after the next save, as any other."""
     disk.fail("200/checksums.json", code)
     with pytest.raises(UnreadableError):
@@ -74,7 +71,7 @@ def test_a_save_after_it_removes_nothing_that_is_intact(store, disk, code):  # n
 
 
 @pytest.mark.parametrize("code", SOME)
-def test_a_new_step_is_kept_where_old_ones_cannot_be_looked_at(store, disk, code, caplog):  # noqa: F811
+def test_a_new_step_is_kept_where_old_ones_cannot_be_looked_at(store, disk, code, caplog):
     """Else a disk that fails for a second while old steps are removed would take the new one, too."""
     retire = store._retire
 
@@ -89,7 +86,7 @@ def test_a_new_step_is_kept_where_old_ones_cannot_be_looked_at(store, disk, code
 
 
 @pytest.mark.parametrize("code", SOME)
-def test_a_step_that_cannot_be_read_is_not_written_over(store, disk, code):  # noqa: F811
+def test_a_step_that_cannot_be_read_is_not_written_over(store, disk, code):
     before = content(store)
     disk.fail("200/meta/metadata", code, calls=("open",))
     with pytest.raises(CheckpointError, match="cannot save step 200 .*cannot read .*200/meta/metadata"):
@@ -102,7 +99,7 @@ def test_a_step_that_cannot_be_read_is_not_written_over(store, disk, code):  # n
 
 
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_tensorstore_that_cannot_read_is_asked_again_then_stops(store, disk, code, monkeypatch):  # noqa: F811
+def test_tensorstore_that_cannot_read_is_asked_again_then_stops(store, disk, code, monkeypatch):
     restore, left = ocp.Checkpointer.restore, [2]
 
     def fail(self, folder, **options):
@@ -118,7 +115,7 @@ def test_tensorstore_that_cannot_read_is_asked_again_then_stops(store, disk, cod
         store.restore(EMA)
 
 
-def test_absent_is_still_damage_and_an_error_of_the_disk_is_none(store, disk):  # noqa: F811
+def test_absent_is_still_damage_and_an_error_of_the_disk_is_none(store, disk):
     disk.fail("200/checksums.json", errno.ENOENT)
     found = store.restore(EMA)
     assert found.step == 100 and "half-written" in found.skipped[0][1]
@@ -213,7 +210,7 @@ def test_linked_files_of_a_step_are_left_where_they_are(store, tmp_path):
 
 
 @pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
-def test_readers_without_a_run_stop_likewise(store, disk, code):  # noqa: F811
+def test_readers_without_a_run_stop_likewise(store, disk, code):
     disk.fail("200/meta/metadata", code)
     with pytest.raises(UnreadableError):
         read_meta(folder_of(store.directory.parent))

@@ -68,6 +68,14 @@ def save(store: Checkpoints, step: int) -> None:
     store.save(step, ema=make_ema(step), train=make_tree(step), data={"batches": step}, meta=META)
 
 
+def saved_steps(folder):
+    """A folder of checkpoints with steps 100 and 200."""
+    store = at_once(folder / "checkpoints")
+    save(store, 100)
+    save(store, 200)
+    return store.directory
+
+
 def check_step(restored, step: int) -> None:
     assert restored.step == step
     assert_same(restored.ema, make_ema(step))
