@@ -70,7 +70,7 @@ class TransformerConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it is one of {names}")
         check_numbers(
             self, "model", width=WIDTH, depth=DEPTH, heads=WIDTH, mlp=Range(1, 2**20), patch=WIDTH, channels=WIDTH,
-            outputs=Range(1, 2), theta=Range(1, 1e9), rope_split=WIDTH, period=SIZE_OR_NONE, time_every=DEPTH,
+            outputs=Range(1, 2), theta=Range(1, 1e9), rope_split=WIDTH_OR_NONE, period=SIZE_OR_NONE, time_every=DEPTH,
             prefix=SIZE_OR_NONE, registers=WIDTH_OR_NONE, coarse=WIDTH_OR_NONE, head_width=WIDTH, head_depth=DEPTH,
             frequencies=Range(2, 2**16), classes=WORDS, action=WIDTH_OR_NONE, text=WIDTH_OR_NONE, vocabulary=WORDS,
             text_layers=Range(1, 2),

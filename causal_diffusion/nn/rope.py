@@ -49,8 +49,8 @@ def axis_widths(width: int, axes: int, split: tuple[int, ...] = ()) -> tuple[int
     if width % 2:
         raise ValueError(f"rotary positions need an even width, not {width}")
     if split:
-        shares = tuple(width * part // sum(split) for part in split)
-        if min(split) < 1 or sum(shares) != width or any(share % 2 for share in shares):
+        shares = tuple(width * part // sum(split) for part in split) if min(split) > 0 else ()
+        if sum(shares) != width or any(share % 2 for share in shares):
             raise ValueError(f"the shares {split} of {width} channels are not whole even numbers")
         return shares
     share = 2 * (width // (2 * axes))
