@@ -1,6 +1,5 @@
 """Tiny systems of every kind with random parameters, and the inputs that they take."""
 
-import functools
 import importlib
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from causal_diffusion.config import Config, override
 from causal_diffusion.recipe import build
 from causal_diffusion.streaming.pipeline import Pipeline
+from tests.compiling import kept
 
 BASE = {
     "data.source": "video_folder", "data.height": 4, "data.width": 4, "data.channels": 1, "data.frames": 12,
@@ -248,7 +248,7 @@ def make_params(recipe, scale=0.2):
     )
 
 
-@functools.cache
+@kept
 def make_pipeline(name: str) -> Pipeline:
     """The pipeline of one of SYSTEMS; compiled once for all tests."""
     config = make_config(**SYSTEMS[name])
