@@ -12,8 +12,9 @@ in a copy, stopping at the first failure, cheap tests and modules that mirror th
     round 2   the other tests of their modules, and of the modules that mirror the changed file
     round 3   the other tests of the changed file's room
 
-until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. The tests
-up to the one that failed then run without the fault: if it fails there too it has caught nothing, and the others go on.
+until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. The test that
+failed then runs by itself, without the fault, and after round 1 also with it: unless it passes without and fails with
+the fault it has caught nothing, and the others go on.
 A crash or a time-out counts as a failure of the test that ran, if it ends a process of its own.
 
 `compare` shows two results side by side and ends with 1 if a fault escapes that was caught. Use it after tests were
@@ -196,8 +197,8 @@ def attempt(copy: Path, fault: Fault, tests: Recorded) -> dict:
     """Plants a fault in a copy and runs tests until one fails; the copy is as before afterwards.
 
     Returns status ('caught', 'escaped', 'not planted' or 'error'), tests (number run), capped (whether the last round
-    was), seconds, unreliable (tests that fail without the fault too), and of a fault that is caught test, how (it
-    'failed', 'timed out' or 'crashed'), why, and round.
+    was), seconds, unreliable (tests that fail without the fault too, or not again with it), and of a fault that is
+    caught test, how (it 'failed', 'timed out' or 'crashed'), why, and round.
     """
     began, file, done, found = time.monotonic(), copy / PACKAGE / fault.file, set(), {"status": "escaped"}
     source, unreliable, capped = file.read_text(), [], False
@@ -205,26 +206,29 @@ def attempt(copy: Path, fault: Fault, tests: Recorded) -> dict:
         faulty = planted(source, fault)
     except ValueError as error:
         return {"status": "not planted", "why": str(error), "tests": 0, "capped": False, "seconds": 0.0}
+
+    def with_fault(ids) -> Run:
+        file.write_text(faulty)
+        try:
+            return run_ids(copy, ids, "-x")
+        finally:
+            file.write_text(source)
+
     for number, ids in enumerate(tests.rounds(fault), 1):
         left, capped = tests.chosen(fault, ids, done)
         while left and found["status"] == "escaped":
-            file.write_text(faulty)
-            try:
-                run = run_ids(copy, left, "-x")
-            finally:
-                file.write_text(source)
+            run = with_fault(left)
             if run.catcher is None:
                 if run.code != 0:
                     found = {"status": "error", "why": f"pytest ended with {run.code}: {run.output[-1000:]}"}
                 done |= set(left)
                 break
             test, how = run.catcher
-            sequence = [each for each in left if each in run.passed] + [test]
-            if clean(copy, sequence):
+            if clean(copy, test) and (number == 1 or with_fault([test]).catcher):
                 found = {"status": "caught", "test": test, "how": how, "why": run.reason(test), "round": number}
             else:
                 unreliable.append(test)
-            done |= set(sequence)
+            done |= {each for each in left if each in run.passed} | {test}
             left = [each for each in left if each not in done]
         if found["status"] != "escaped":
             break
@@ -232,11 +236,11 @@ def attempt(copy: Path, fault: Fault, tests: Recorded) -> dict:
     return found | {"tests": len(done), "capped": capped, "seconds": spent, "unreliable": unreliable}
 
 
-def clean(copy: Path, sequence) -> bool:
-    """Whether the last one of some tests passes, after the others, in a copy without a fault."""
-    if "::" not in sequence[-1]:  # a module that could not be imported
-        return run_pytest(copy, ["--collect-only", sequence[-1]], LIMIT).code == 0
-    return sequence[-1] in run_ids(copy, sequence, "-x").passed
+def clean(copy: Path, test: str) -> bool:
+    """Whether a test passes by itself in a copy without a fault."""
+    if "::" not in test:  # a module that could not be imported
+        return run_pytest(copy, ["--collect-only", test], LIMIT).code == 0
+    return test in run_ids(copy, [test], "-x").passed
 
 
 def run_faults(tree: Path, faults, tests: Recorded, jobs: int, keep) -> dict[str, dict]:
@@ -279,7 +283,7 @@ def line_of(name: str, result: dict) -> str:
     if result["capped"] and result["status"] == "escaped":
         what += f", of the last round those of {CAP:g} s"
     if result.get("unreliable"):
-        what += f"; fail without it too: {', '.join(result['unreliable'])}"
+        what += f"; unreliable: {', '.join(result['unreliable'])}"
     return f"{result['status']:8} {result['seconds']:6.1f} s  {name}: {what}"
 
 

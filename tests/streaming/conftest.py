@@ -14,7 +14,7 @@ from tests.compiling import kept
 
 BASE = {
     "data.source": "video_folder", "data.height": 4, "data.width": 4, "data.channels": 1, "data.frames": 12,
-    "model.width": 16, "model.depth": 2, "model.heads": 2, "model.mlp": 24, "model.patch": (1, 2, 2),
+    "model.width": 16, "model.depth": 1, "model.heads": 2, "model.mlp": 24, "model.patch": (1, 2, 2),
     "stream.capacity": 3, "evaluate.clips": 0,
 }  # fmt: skip
 CONDITIONS = {
@@ -27,9 +27,9 @@ MOVING = CLASSES | {
     "process.predict": "x0", "solver.kind": "x0_noise", "schedule.steps": 2,
 }  # fmt: skip
 SYSTEMS = {
-    # One block in flight, everything at once: sinks, guidance, every condition, a noised past.
+    # One block in flight, everything at once: sinks, guidance, every condition, a noised past, two layers.
     "teacher": CONDITIONS | {
-        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
+        "model.depth": 2, "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
         "process.predict": "x0", "schedule.steps": 3, "schedule.shift": 2.0,
         "levels.context": 0.3, "cache.commit_level": 0.1,
     },
@@ -41,7 +41,7 @@ SYSTEMS = {
     },
     # Three blocks of two frames in flight, a window shorter than they are, no condition.
     "rolling": {
-        "layout.kind": "block_causal", "layout.block": 2, "layout.window": 2, "model.depth": 1,
+        "layout.kind": "block_causal", "layout.block": 2, "layout.window": 2,
         "process.predict": "noise", "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,
         "schedule.t_max": 0.9, "cache.commit_level": 0.2,
     },
@@ -53,7 +53,7 @@ SYSTEMS = {
     },
     # One clean block after the other in one stream, no condition: the plainest of all.
     "causal": {
-        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3,
         "model.modulation": "table", "model.head": "table", "model.positions": "additive", "model.period": 12,
         "process.predict": "x0", "schedule.steps": 2,
     },
@@ -68,7 +68,7 @@ SYSTEMS = {
     "chunk": {
         "layout.kind": "full", "layout.block": 2, "process.path": "logsnr_cosine", "process.predict": "v",
         "schedule.steps": 3, "schedule.offset": "full", "schedule.chunk": 2, "solver.kind": "heun",
-        "cache.kind": "none", "cache.commit_level": 0.3, "cache.commit_data": "clean", "model.depth": 1,
+        "cache.kind": "none", "cache.commit_level": 0.3, "cache.commit_data": "clean",
     },
     # Three blocks that become clean from both ends to the middle, on EDM's path and grid.
     "trapezoid": {
@@ -84,6 +84,7 @@ SYSTEMS = {
     },
     # Ca2-VDM: causal by frame behind a short first block, attention in space, to the prefix and along time.
     "prefix": {
+        "model.depth": 2,
         "layout.kind": "frame_causal", "layout.block": 3, "layout.first": 1, "layout.window": 6, "data.frames": 10,
         "model.attention": "factorised", "model.prefix": 2, "model.mask_channel": True, "data.action_dim": 2,
         "model.positions": "additive", "model.period": 10, "model.action": 2, "process.path": "vp_linear",
@@ -99,13 +100,14 @@ SYSTEMS = {
     },
     # Space and time with MLPs of their own, time in every other layer only: one layer has nothing to cache.
     "axial": CONDITIONS | {
+        "model.depth": 2,
         "layout.kind": "block_causal", "layout.block": 2, "layout.window": 4, "model.attention": "factorised",
         "model.axial_mlp": True, "model.time_every": 2, "process.predict": "x0", "solver.kind": "dpmpp_2m",
         "schedule.steps": 4,
     },
     # AR-Diffusion: registers carry the class, two blocks are in flight, the past is recomputed.
     "registers": CLASSES | {
-        "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6, "model.registers": 2,
+        "model.depth": 2, "layout.kind": "block_causal", "layout.block": 1, "data.frames": 6, "model.registers": 2,
         "model.label_tokens": True, "data.action_dim": 2, "model.action": 2,
         "process.path": "vp_scaled_linear", "process.predict": "x0",
         "schedule.steps": 4, "schedule.offset": "pyramid", "schedule.stride": 2.0,
@@ -126,7 +128,7 @@ SYSTEMS = {
     },
     # Two blocks together, noised again twice on the way.
     "refine": {
-        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3,
         "process.predict": "x0", "solver.kind": "ddim", "solver.eta": 0.5, "schedule.steps": 3,
         "schedule.offset": "refine", "schedule.back": 2, "schedule.repeats": 2, "schedule.chunk": 2,
     },
@@ -163,12 +165,12 @@ SYSTEMS = {
     },
     # The first block of a stream takes more steps.
     "first": {
-        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3,
         "process.predict": "x0", "schedule.steps": 2, "schedule.first_steps": 4, "solver.kind": "ddpm",
     },
     # MotionStreamer: a query in the place of every noisy token, and a network of its own that denoises it.
     "per_token": CONDITIONS | {
-        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "model.depth": 1,
+        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3,
         "model.head": "diffusion", "model.head_width": 12, "model.head_depth": 2, "process.path": "vp_cosine",
         "process.predict": "v", "schedule.steps": 3,
     },
@@ -185,18 +187,19 @@ SYSTEMS = {
     },
     # Deep Forcing: of a full window the tokens of two frames are kept, and the last frame.
     "deep": CLASSES | {
-        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 4, "layout.sinks": 2,
+        "model.depth": 2, "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 4, "layout.sinks": 2,
         "process.predict": "x0", "solver.kind": "x0_noise", "schedule.steps": 2,
         "cache.positions": "adjacent", "cache.budget": 5, "cache.recent": 1,
     },
     # A finished block is committed by the first pass of the next one.
     "fused": CONDITIONS | {
-        "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
+        "model.depth": 2, "layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 4, "layout.sinks": 2,
         "process.predict": "x0", "schedule.steps": 2, "levels.context": 0.3,
         "cache.commit": "fused", "cache.commit_level": 0.1,
     },
     # MAGI-1: fused with two blocks in flight, the past without text and the same for all branches.
     "fused_rolling": CONDITIONS | {
+        "model.depth": 2,
         "layout.kind": "block_causal", "layout.block": 1, "layout.window": 3, "layout.ranges": (4, 3, 1),
         "layout.range_levels": (0.6, 0.1), "process.predict": "velocity", "guidance.kind": "three_way",
         "guidance.scale": 3.0, "guidance.history_scale": 1.5, "guidance.interval": (0.4, 1.0), "schedule.steps": 4,
@@ -205,11 +208,13 @@ SYSTEMS = {
     },
     # FAR's long history: two fine frames, computed once per block, and three in coarse tokens.
     "two_level": CLASSES | {
+        "model.depth": 2,
         "layout.kind": "block_causal", "layout.block": 1, "layout.window": 2, "layout.coarse": 3, "model.coarse": 2,
         "process.predict": "x0", "schedule.steps": 2, "cache.kind": "two_level", "cache.commit_level": 0.1,
     },
     # Rolling Forcing: three blocks in flight see each other; one that is committed does not see the sinks.
     "bidirectional": {
+        "model.depth": 2,
         "layout.kind": "bidirectional_window", "layout.block": 2, "layout.window": 2, "layout.sinks": 2,
         "levels.kind": "staircase", "levels.in_flight": 3, "process.predict": "x0", "solver.kind": "x0_noise",
         "schedule.steps": 6, "schedule.offset": "rolling", "schedule.in_flight": 3,

@@ -126,12 +126,13 @@ def copies(program, *args):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, pytest.param({"cache.commit": "fused"}, marks=full), {"layout.sinks": 2, "cache.positions": "slot"},
+    {}, pytest.param({"cache.commit": "fused"}, marks=full),
+    pytest.param({"layout.sinks": 2, "cache.positions": "slot"}, marks=full),
 ])  # fmt: skip
 def test_slots_are_never_copied(config, random_params, changes):
     """Written in place in a loop of steps in which a loop of rows reads them; neither by layer, row nor step."""
     plain = {"layout.kind": "teacher_forcing", "layout.block": 2, "layout.window": 6, "process.predict": "x0",
-             "schedule.steps": 3}  # fmt: skip
+             "schedule.steps": 3, "model.depth": 2}  # fmt: skip
     recipe = build(config(**plain | changes))
     pipe = Pipeline(recipe.config, random_params(recipe))
     state = pipe._begin(0, 1, None, None)._mark
