@@ -23,6 +23,7 @@ from pathlib import Path
 
 from causal_diffusion.errors import UserError
 from causal_diffusion.file_access import SMALL, open_file
+from causal_diffusion.text_files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _bytes(path) -> bytes:
 def _owner(text: bytes) -> dict | None:
     """Whom a lock file names; None: it is empty or damaged, so that the kernel's lock alone counts."""
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
     except ValueError:
         return None
     known = isinstance(owner, dict) and isinstance(owner.get("host"), str) and type(owner.get("process")) is int

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import threading
 import time
@@ -32,6 +31,7 @@ from causal_diffusion.motion.skeleton import of
 from causal_diffusion.ranges import SEED, Range, check_number
 from causal_diffusion.render import live
 from causal_diffusion.render.live import three
+from causal_diffusion.text_files import parse_json
 
 try:
     from aiohttp import WSMsgType, web
@@ -245,7 +245,7 @@ class Tab:
 
     def _told(self, data):
         try:
-            message = json.loads(data)
+            message = parse_json(data)
             kind = message["type"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return self._notice("the server did not understand the page")

@@ -10,7 +10,6 @@ video file as it lies on disk, in which row f is what led from frame f-1 to fram
 
 import csv
 import io
-import json
 import logging
 import math
 import posixpath
@@ -20,19 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from causal_diffusion.data.array_file import read_array
+from causal_diffusion.data.folder_files import printable
 from causal_diffusion.errors import UserError
-from causal_diffusion.text_files import check_share, read_lines, read_text
+from causal_diffusion.text_files import check_share, parse_json, read_lines, read_text
 
 log = logging.getLogger(__name__)
 
 CLIP_LIST = "clips.jsonl"
 _KEYS = ("file", "caption", "label", "actions", "actions_are", "start", "end")
 ACTIONS_ARE = ("once", "held")
-
-
-def printable(name: str) -> str:
-    """A file's name for a message: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Clip(NamedTuple):
@@ -123,7 +118,7 @@ def _read_table(path: Path) -> np.ndarray:
 
 def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -> Clip:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):

@@ -5,12 +5,12 @@ since these steps are done again; nothing else is ever removed. A line that is d
 machine) stays where it is, is skipped by readers, and costs none of the lines around it.
 """
 
-import json
 import os
 from pathlib import Path
 
 from causal_diffusion.checkpoint.leaves import replacing
 from causal_diffusion.file_access import read_bytes
+from causal_diffusion.text_files import parse_json
 
 
 def read_records(path: Path) -> list[dict]:
@@ -55,7 +55,7 @@ def _content(path: Path) -> bytes:
 def _record(line: bytes) -> dict | None:
     """What a line says; None where it is damaged."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:  # no UTF-8, or no JSON
         return None
     intact = isinstance(record, dict) and type(record.get("step")) is int
