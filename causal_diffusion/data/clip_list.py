@@ -55,6 +55,10 @@ class Clip(NamedTuple):
         return f"{self.where} ({printable(self.file)})" if self.where else printable(self.file)
 
 
+class _UnusableLine(UserError):
+    """A line that says nothing wrong of the others: without it the list can be used."""
+
+
 def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
     """Reads and checks folder/clips.jsonl.
 
@@ -63,18 +67,22 @@ def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
         action_dim: if not 0, every clip must name an action file.
 
     Raises:
-        UserError: the first line that is wrong, by its number. Lines that are not UTF-8 are left out with a warning,
-            unless they are more than ``text_files.SHARE``.
+        UserError: the first line that is wrong, by its number. Lines that are damaged (no UTF-8, no JSON) or whose file
+            is not there are left out with a warning, unless they are more than ``text_files.SHARE``.
     """
-    clips = []
+    clips, wrong = [], []
     lines = [line for line in read_lines(folder / CLIP_LIST) if line.text.strip() or line.wrong]
-    wrong = [f"line {line.number} {line.wrong}" for line in lines if line.wrong]
+    for line in lines:
+        where = f"{CLIP_LIST} line {line.number}"
+        try:
+            if line.wrong:
+                raise _UnusableLine(f"{where} {line.wrong}")
+            clips.append(_parse(line.text, where, folder, classes, action_dim))
+        except _UnusableLine as error:
+            wrong.append(str(error))
     check_share(wrong, len(lines), f"lines of {folder / CLIP_LIST}")
     if wrong:
         log.warning("left out %d of %d lines of %s: %s", len(wrong), len(lines), CLIP_LIST, wrong[0])
-    for line in lines:
-        if not line.wrong:
-            clips.append(_parse(line.text, f"{CLIP_LIST} line {line.number}", folder, classes, action_dim))
     if not clips:
         raise UserError(f"{folder / CLIP_LIST} lists no clip: write one JSON object per line, "
                         "or remove the file")
@@ -120,7 +128,7 @@ def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -
     try:
         entry = parse_json(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise _UnusableLine(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise UserError(f'{where}: must be an object such as {{"file": "a.mp4"}}, got {type(entry).__name__}')
     unknown = sorted(set(entry) - set(_KEYS))
@@ -141,7 +149,7 @@ def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -
     entry["file"] = posixpath.normpath(entry["file"])  # one file has one name, or a split could share it
     clip = Clip(where=where, **entry)
     if not (folder / clip.file).is_file():
-        raise UserError(f"{where}: there is no file {clip.file!r} in the folder")
+        raise _UnusableLine(f"{where}: there is no file {clip.file!r} in the folder")
     if not clip.start < clip.end:
         raise UserError(f"{where}: start {clip.start} must be before end {clip.end}")
     if classes and clip.label is None:
