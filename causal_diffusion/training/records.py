@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from causal_diffusion.checkpoint.leaves import replacing
-from causal_diffusion.file_access import read_bytes
+from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import NotAFileError, read_bytes
 from causal_diffusion.text_files import parse_json
 
 
@@ -34,7 +35,7 @@ def cut_back(path: Path, step: int) -> int:
     if kept and not kept.endswith(b"\n"):
         kept += b"\n"
     if kept != content:
-        if content.startswith(kept):
+        if content.startswith(kept) and not path.is_symlink():  # what a link leads to is left as it is
             with path.open("rb+") as file:  # in place: whoever follows the file goes on seeing it
                 file.truncate(len(kept))
                 os.fsync(file.fileno())
@@ -45,11 +46,18 @@ def cut_back(path: Path, step: int) -> int:
 
 
 def _content(path: Path) -> bytes:
-    """Of a record; nothing where there is no file. UnreadableError: it cannot be read now."""
+    """Of a record; nothing where there is no file.
+
+    Raises:
+        UnreadableError: it cannot be read now. UserError: something else than a file is there.
+    """
     try:
         return read_bytes(path, None)
     except FileNotFoundError:
         return b""
+    except NotAFileError as error:
+        raise UserError(f"cannot keep a record in {path}: {error.strerror}; move it away, or try another "
+                        "--workdir") from error  # fmt: skip
 
 
 def _record(line: bytes) -> dict | None:
