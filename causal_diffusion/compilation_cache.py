@@ -40,7 +40,7 @@ from pathlib import Path
 
 import jax
 
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import parse_json
 
 log = logging.getLogger(__name__)
 

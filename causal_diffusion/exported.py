@@ -41,12 +41,11 @@ import numpy as np
 from safetensors.numpy import load
 
 from causal_diffusion.errors import CheckpointError, UserError
-from causal_diffusion.file_access import read_bytes, unsealed
+from causal_diffusion.file_access import parse_json, read_bytes, unsealed
 from causal_diffusion.frames import check_values, take_frames
 from causal_diffusion.jax_settings import under_own_settings
 from causal_diffusion.ranges import SIZE, check_number
 from causal_diffusion.seeds import random_key
-from causal_diffusion.text_files import parse_json
 from causal_diffusion.workers import Once, settled
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import SMALL, create, open_file
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import SMALL, create, open_file, parse_json
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion.skeleton import of
 from causal_diffusion.ranges import SEED, Range, check_number
 from causal_diffusion.render import live
 from causal_diffusion.render.live import three
-from causal_diffusion.text_files import parse_json
 
 try:
     from aiohttp import WSMsgType, web

@@ -36,6 +36,7 @@ from causal_diffusion.data.config import held_out_count
 from causal_diffusion.data.folder_files import Unused, files_below
 from causal_diffusion.data.motion_clips import PATTERNS, UNIT
 from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion import bvh, bvh_conventions
 from causal_diffusion.motion.as_humanml3d import as_humanml3d
 from causal_diffusion.motion.bvh_conventions import AXES, SAMPLE
@@ -47,7 +48,7 @@ from causal_diffusion.motion.plausible import check_body, check_clip
 from causal_diffusion.motion.resample import resample
 from causal_diffusion.motion.retarget import retarget, select
 from causal_diffusion.motion.skeleton import HUMANML3D, Motion, Skeleton, UnknownRole
-from causal_diffusion.text_files import check_share, parse_json, read_lines
+from causal_diffusion.text_files import check_share, read_lines
 
 log = logging.getLogger(__name__)
 

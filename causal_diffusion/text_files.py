@@ -8,12 +8,11 @@ Line ends of Windows and old Macs become '\\n'. No other character ends a line: 
 """
 
 import codecs
-import json
 import os
 from typing import Any, NamedTuple
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import read_bytes
+from causal_diffusion.file_access import parse_json, read_bytes
 
 # UTF-32 first: its mark of one byte order begins with that of UTF-16.
 _WIDE = (
@@ -78,14 +77,6 @@ def read_json(path: str | os.PathLike) -> Any:
         ValueError: it is no JSON; UserError: it is no text.
     """
     return parse_json(read_text(path))
-
-
-def parse_json(text: str | bytes) -> Any:
-    """What JSON says. ValueError: it is no JSON, or nested so deeply that only an attack is."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def check_share(wrong: list[str], items: int, what: str, few: int = 0) -> None:

@@ -13,8 +13,7 @@ from causal_diffusion.checkpoint.agreement import Agreement
 from causal_diffusion.checkpoint.leaves import flush_folder, reason_of
 from causal_diffusion.checkpoint.paths import files_in, is_local, write_whole
 from causal_diffusion.errors import UnreadableError
-from causal_diffusion.file_access import read_bytes, size_and_sha256
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import parse_json, read_bytes, size_and_sha256
 
 TREES = ("ema", "train")
 DOCUMENTS = ("data", "meta")

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import parse_json
 
 HEADER = 10**8  # bytes that a header may have, as the format's own reader allows
 DTYPES = {

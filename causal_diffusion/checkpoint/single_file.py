@@ -13,8 +13,7 @@ import numpy as np
 from causal_diffusion.checkpoint.archives import check_archive
 from causal_diffusion.checkpoint.leaves import compare, flatten, reason_of, replacing, specs
 from causal_diffusion.errors import CheckpointError, UnreadableError
-from causal_diffusion.file_access import open_file, retried
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import open_file, parse_json, retried
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: dict) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from causal_diffusion.data.array_file import read_array
 from causal_diffusion.data.folder_files import printable
 from causal_diffusion.errors import UserError
-from causal_diffusion.text_files import check_share, parse_json, read_lines, read_text
+from causal_diffusion.file_access import parse_json
+from causal_diffusion.text_files import check_share, read_lines, read_text
 
 log = logging.getLogger(__name__)
 

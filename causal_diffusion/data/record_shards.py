@@ -25,8 +25,16 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import check_file, create, read_bytes, retried, sealed, size_and_sha256, unsealed
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import (
+    check_file,
+    create,
+    parse_json,
+    read_bytes,
+    retried,
+    sealed,
+    size_and_sha256,
+    unsealed,
+)
 
 log = logging.getLogger(__name__)
 

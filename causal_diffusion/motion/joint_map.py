@@ -12,10 +12,11 @@ HumanML3D's joints are understood; if all that HumanML3D's body needs are there,
 from pathlib import Path
 
 from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion.as_humanml3d import NEEDED, as_humanml3d
 from causal_diffusion.motion.retarget import select
 from causal_diffusion.motion.skeleton import HUMANML3D, Motion
-from causal_diffusion.text_files import parse_json, read_text
+from causal_diffusion.text_files import read_text
 
 
 def read_joint_map(path: Path) -> dict[str, str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from causal_diffusion.checkpoint.leaves import replacing
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import NotAFileError, read_bytes
-from causal_diffusion.text_files import parse_json
+from causal_diffusion.file_access import NotAFileError, parse_json, read_bytes
 
 
 def read_records(path: Path) -> list[dict]:
