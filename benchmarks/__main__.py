@@ -7,9 +7,9 @@
 """
 
 import argparse
-from pathlib import Path
 
 from benchmarks import cases, rows
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.cli import run
 
 
@@ -19,7 +19,7 @@ def main(arguments=None) -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="cases, as listed without any")
-    parser.add_argument("--json", type=Path, help="file to which one JSON object per case and line is appended")
+    parser.add_argument("--json", type=as_path, help="file to which one JSON object per case and line is appended")
     parser.add_argument("--pairs", type=int, help="rounds of timing instead of the case's own number")
     parser.add_argument("--tiny", action="store_true", help="a size at which any machine runs the case")
     args = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ line.
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import causal_diffusion as cd
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.nn.vae import VAE
 from causal_diffusion.recipe import parameter_count
@@ -93,11 +95,11 @@ def side_by_side(systems, videos: str, workdir: Path) -> np.ndarray:
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("systems", nargs="*", choices=(*SYSTEMS, []), help="which; all of them if none is named")
-    parser.add_argument("--videos", default="videos", help="folder of video files")
-    parser.add_argument("--motion", default="motion", help="folder of motion files")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/autoencoders"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--sheet", type=Path, help="picture of held-out clips and what is made of them")
+    parser.add_argument("--videos", type=os.path.expanduser, default="videos", help="folder of video files")
+    parser.add_argument("--motion", type=os.path.expanduser, default="motion", help="folder of motion files")
+    parser.add_argument("--workdir", type=as_path, default=Path("runs/autoencoders"))
+    parser.add_argument("--json", type=as_path)
+    parser.add_argument("--sheet", type=as_path, help="picture of held-out clips and what is made of them")
     options = parser.parse_args(arguments)
     rows = []
     for name in options.systems or SYSTEMS:

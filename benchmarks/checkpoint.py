@@ -112,7 +112,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--megabytes", type=int, default=1000, help="of the train state, all processes together")
     parser.add_argument("--saves", type=int, default=9)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
+    parser.add_argument("--folder", type=os.path.expanduser, help="where to write; default: that of the system")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:

@@ -16,6 +16,7 @@ import json
 import time
 from pathlib import Path
 
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.config import load_config
 from causal_diffusion.recipe import parameter_count
 from causal_diffusion.training.loop import train
@@ -70,7 +71,7 @@ def table(results: dict) -> str:
 def main():
     """Trains, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/family"))
+    parser.add_argument("--workdir", type=as_path, default=Path("runs/family"))
     parser.add_argument("--only", default="", help="comma-separated systems")
     parser.add_argument("--steps", type=int, default=0, help="training steps instead of the shipped ones")
     args = parser.parse_args()

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.data.motion_clips import MotionClips
 from causal_diffusion.evaluation import distributions
 from causal_diffusion.evaluation import motion as metrics
@@ -252,10 +253,10 @@ def opened(text):
 def main():
     """Scores each system and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of motion clips")
-    parser.add_argument("--judge", type=Path, required=True, help="run of configs/motion_text.py")
+    parser.add_argument("--data", type=as_path, required=True, help="folder of motion clips")
+    parser.add_argument("--judge", type=as_path, required=True, help="run of configs/motion_text.py")
     parser.add_argument("--system", action="append", required=True, help="name=run[:key=value,...]")
-    parser.add_argument("--out", type=Path, default=Path("runs/motion"))
+    parser.add_argument("--out", type=as_path, default=Path("runs/motion"))
     args = parser.parse_args()
     judge, file = load_motion_text(args.judge), args.out / "motion.json"
     args.out.mkdir(parents=True, exist_ok=True)

@@ -87,9 +87,9 @@ def curves(found, usual):
 def main():
     """Streams, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder of motion clips")
-    parser.add_argument("--out", type=Path, default=Path("runs/motion_stream"))
+    parser.add_argument("--run", type=lambda path: Path(path).expanduser(), required=True)
+    parser.add_argument("--data", type=lambda path: Path(path).expanduser(), required=True, help="motion clips")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), default=Path("runs/motion_stream"))
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--overrides", default="", help="key=value,...")
     args = parser.parse_args()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.config import freeze, load_config, override
 from causal_diffusion.data.moving_digits import digit_images
 from causal_diffusion.evaluation.digits import DigitRecogniser
@@ -163,7 +164,7 @@ def picture(summed: dict, length: int) -> np.ndarray:
 def main(arguments=None):
     """Trains, streams, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/policies"))
+    parser.add_argument("--workdir", type=as_path, default=Path("runs/policies"))
     parser.add_argument("--model", choices=MODELS, default="quickstart")
     parser.add_argument("--only", default="", help="policies, separated by semicolons")
     parser.add_argument("--clips", type=int, default=128)

@@ -32,6 +32,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from causal_diffusion.checkpoint.paths import as_path
 from causal_diffusion.config import config_folder, load_config
 from causal_diffusion.diffusion.schedule import transitions
 from causal_diffusion.recipe import build
@@ -189,7 +190,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", help="names, with a variant if wanted; all shipped ones as tiny if none")
     parser.add_argument("--blocks", type=int, default=2000)
-    parser.add_argument("--json", type=Path, help="file for one JSON object per config and line")
+    parser.add_argument("--json", type=as_path, help="file for one JSON object per config and line")
     args = parser.parse_args(arguments)
     shipped = sorted(f"{file.stem}:tiny" for file in config_folder().glob("*.py") if not file.stem.startswith("_"))
     print(line(), flush=True)

@@ -233,7 +233,7 @@ def main(arguments=None):
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=2, help="clips at a time")
     parser.add_argument("--piece", type=int, default=1, help="latents that ours takes at a time; 0: all")
-    parser.add_argument("--json", type=Path, help="file for one JSON object per size, direction and line")
+    parser.add_argument("--json", type=lambda path: Path(path).expanduser(), help="one JSON object per line")
     args = parser.parse_args(arguments)
     print(line(), flush=True)
     if args.json:

@@ -18,7 +18,7 @@ from pathlib import Path
 from causal_diffusion import compilation_cache
 from causal_diffusion.config import freeze, load_config
 from causal_diffusion.errors import UserError
-from causal_diffusion.lasting_output import lasting_output
+from causal_diffusion.lasting_output import lasting_output, outlasting_the_terminal
 from causal_diffusion.parallel import distributed
 from causal_diffusion.parallel.cluster import KINDS, PORT, ClusterConfig
 from causal_diffusion.ranges import POSITIVE, check_number
@@ -65,7 +65,7 @@ def _run(main):
 
 def train_main(arguments=None) -> None:
     """``train.py``: see its docstring."""
-    with _leaving_at_sigterm():
+    with _leaving_at_sigterm(), outlasting_the_terminal():
         _train_main(arguments)
 
 

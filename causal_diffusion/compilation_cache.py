@@ -40,6 +40,8 @@ from pathlib import Path
 
 import jax
 
+from causal_diffusion.file_access import parse_json
+
 log = logging.getLogger(__name__)
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -86,7 +88,7 @@ def tidy(folder: Path) -> None:
     """Removes entries that are not whole. Those found whole before, and not changed since, are not read again."""
     record, checked = folder / CHECKED, {}
     try:
-        before = dict(json.loads(record.read_bytes()))
+        before = dict(parse_json(record.read_bytes()))
     except (OSError, ValueError, TypeError):
         before = {}
     for path in sorted(folder.glob(f"*{SUFFIX}")):

@@ -29,7 +29,6 @@ Matrices are multiplied in the dtype that ``model.dtype`` means on the machine t
 import functools
 import hashlib
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -42,10 +41,10 @@ import numpy as np
 from safetensors.numpy import load
 
 from causal_diffusion.errors import CheckpointError, UserError
-from causal_diffusion.file_access import read_bytes, unsealed
+from causal_diffusion.file_access import parse_json, read_bytes, unsealed
 from causal_diffusion.frames import check_values, take_frames
 from causal_diffusion.jax_settings import under_own_settings
-from causal_diffusion.ranges import COUNT, check_number
+from causal_diffusion.ranges import SIZE, check_number
 from causal_diffusion.seeds import random_key
 from causal_diffusion.workers import Once, settled
 
@@ -67,7 +66,7 @@ def read_stream(folder: str | os.PathLike) -> "Programs":
     """
     folder = Path(folder).expanduser()
     try:
-        meta = json.loads(read_bytes(folder / META))
+        meta = parse_json(read_bytes(folder / META))
         if meta["format"] not in (FORMAT, UNSEALED):
             raise CheckpointError(f"{folder} is {meta['format']!r}, not {FORMAT!r}: export the run again")
         meta, has_digest = unsealed(meta)
@@ -190,7 +189,7 @@ class Stream:
 
     def take(self, blocks: int, action=None, observed=None) -> np.ndarray:
         """``blocks`` blocks at once, [B, blocks ``emit``, *space, C]: the same bits as that many calls of ``next``."""
-        blocks = check_number("blocks", blocks, COUNT, error=UserError)
+        blocks = check_number("blocks", blocks, SIZE, error=UserError)
         before = None
         try:
             with self._lock:

@@ -219,7 +219,16 @@ def check_replaceable(path: Path) -> None:
         check_file(path)
 
 
-# JSON objects with a digest of themselves.
+# JSON, and objects with a digest of themselves.
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. ValueError: it is no JSON, or nested so deeply that only an attack is."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
 
 DIGEST = "json_digest"  # without a digit, of which one that changes is always found
 

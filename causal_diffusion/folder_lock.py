@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import SMALL, open_file
+from causal_diffusion.file_access import SMALL, create, open_file, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class FolderLock:
         self.folder, self.path, self.owner = folder, path, owner
         self._descriptor, self._made, self._end = descriptor, made, threading.Event()
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(owner))
+        with create(partial) as file:
+            file.write(json.dumps(owner).encode())
         os.replace(partial, path)
         self._thread = threading.Thread(target=self._beat, daemon=True, name="folder lock")
         self._thread.start()
@@ -84,7 +85,14 @@ def own_folder(folder, doing: str, option: str, file: str = FILE):
     Raises:
         UserError: another process owns it, or it cannot be a folder.
     """
-    lock = _acquire(Path(folder), Path(folder) / file, doing, option)
+    try:
+        lock = _acquire(Path(folder), Path(folder) / file, doing, option)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{option}: {str(folder)[:200]!r} cannot be used ({reason}): choose another, or make it "
+                        "writable") from error  # fmt: skip
     try:
         yield lock
     finally:
@@ -190,7 +198,7 @@ def _bytes(path) -> bytes:
 def _owner(text: bytes) -> dict | None:
     """Whom a lock file names; None: it is empty or damaged, so that the kernel's lock alone counts."""
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
     except ValueError:
         return None
     known = isinstance(owner, dict) and isinstance(owner.get("host"), str) and type(owner.get("process")) is int

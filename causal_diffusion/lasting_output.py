@@ -1,8 +1,13 @@
-"""Standard output and error that may go away: a closed terminal or ``| head`` ends what is shown, not the process."""
+"""Standard output and error that may go away: a closed terminal or ``| head`` ends what is shown, not the process.
+
+The system tells the processes of a terminal that closes by SIGHUP, which ends those that do not handle it.
+"""
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 
@@ -54,6 +59,20 @@ def lasting_output():
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def outlasting_the_terminal():
+    """Makes SIGHUP change nothing inside a ``with`` statement, where it would end this process."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # processes that are started in between inherit SIG_IGN
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _to_nowhere(stream):

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion.skeleton import of
 from causal_diffusion.ranges import SEED, Range, check_number
 from causal_diffusion.render import live
@@ -245,7 +245,7 @@ class Tab:
 
     def _told(self, data):
         try:
-            message = json.loads(data)
+            message = parse_json(data)
             kind = message["type"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return self._notice("the server did not understand the page")

@@ -22,7 +22,6 @@ once for each. Where nothing is said of a file, its caption is the words of its 
 out with a warning; more than a third of them are refused.
 """
 
-import json
 import logging
 import re
 import zlib
@@ -34,8 +33,10 @@ from tqdm.auto import tqdm
 
 from causal_diffusion.checkpoint.leaves import reason_of, replacing
 from causal_diffusion.data.config import held_out_count
+from causal_diffusion.data.folder_files import Unused, files_below
 from causal_diffusion.data.motion_clips import PATTERNS, UNIT
 from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion import bvh, bvh_conventions
 from causal_diffusion.motion.as_humanml3d import as_humanml3d
 from causal_diffusion.motion.bvh_conventions import AXES, SAMPLE
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 FILES = {"train": "motion_train_00-of-01.npz", "test": "motion_test.npz"}
 CAPTIONS = "captions.jsonl"
 UNNAMED = "a person moves"  # the caption of a file whose name has no words
+_OTHER = "of other kinds, by their endings"
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -98,16 +100,23 @@ def import_folder(
     wanted = _wanted_joints(joints)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name the one that holds the BVH files")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".bvh")
+    unused = Unused(_OTHER)
+    paths = [folder / name for name in files_below(folder, unused, _why_not)]
+    left_out = [f"{folder / name}: {why}" for why, name in unused.lost]
+    if left_out and strict:
+        raise UserError(left_out[0])
+    if not unused.ordinary:
+        log.warning("not used: %s", unused)
     if not paths:
-        raise UserError(f"there is no BVH file in {folder}: name the folder that holds them")
+        found = f", only other files: {unused}" if unused else ""
+        raise UserError(f"there is no BVH file in {folder}{found}: name the folder that holds them")
     names = {path: path.relative_to(folder).with_suffix("").as_posix() for path in paths}
     said = _captions(folder, captions, set(names.values()))
     others = [p.name for pattern in PATTERNS.values() for p in out.glob(pattern) if p.name not in FILES.values()]
     if others:
         raise UserError(f"{out} holds other clips, {others[0]}: choose another folder, or remove them")
     conventions, shown = _conventions(paths, up, scale, positions, progress)
-    target, clips, left_out = None, {}, []
+    target, clips = None, {}
     for path in tqdm(paths, unit="file", dynamic_ncols=True, disable=not progress):
         try:
             recording = parse(path)
@@ -135,6 +144,10 @@ def import_folder(
         chosen = {name: clip for name, clip in clips.items() if (name in held_out) == (split == "test")}
         counts[split] = _write(out / file, chosen, said, target.skeleton, fps)
     return Imported(**counts, skeleton=target.skeleton, left_out=left_out, conventions=shown)
+
+
+def _why_not(name: str, size: int) -> str:
+    return "" if name.lower().endswith(".bvh") else _OTHER
 
 
 class _WrongName(UserError):
@@ -244,7 +257,7 @@ def _captions(folder, path, names) -> dict[str, list[str]]:
     said, missing, wrong = {}, [], []
     for line in lines:
         try:
-            entry = json.loads("" if line.wrong else line.text)
+            entry = parse_json("" if line.wrong else line.text)
             file, caption = entry["file"], " ".join(entry["caption"].split())
             name = file[:-4] if file.lower().endswith(".bvh") else file
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -119,6 +119,7 @@ def _check(name, value, allowed, kind, default, error):
     if not is_number(value, kind):
         what = "an integer" if kind is int else "a number"
         raise error(f"{name} is {_shown(value)}; it is {what}, try {name} = {default!r}")
+    value = operator.index(value) if kind is int else value  # JAX compares its own integers in 32 bits
     if not allowed.holds(value):
         proposed = allowed.nearest(value, default)
         proposed = kind(proposed) if is_number(proposed, float) else proposed
@@ -126,7 +127,7 @@ def _check(name, value, allowed, kind, default, error):
 
 
 def _check_entry(name, given, value, allowed, kind, default, error):
-    if not is_number(value, kind) or not allowed.holds(value):
+    if not is_number(value, kind) or not allowed.holds(operator.index(value) if kind is int else value):
         law = allowed.law(value).replace("it is", "each is").replace("it lies", "each lies")
         law = law if is_number(value, kind) else f"each is {'an integer' if kind is int else 'a number'}"
         fits = all(is_number(entry, kind) for entry in _entries(given))

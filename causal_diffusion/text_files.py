@@ -1,21 +1,24 @@
 """Text files that users and other programs write, decoded in one place.
 
     UTF-8                  with or without a byte-order mark (Notepad, Excel and PowerShell write one)
-    UTF-16                 with a byte-order mark, of either byte order
+    UTF-16, UTF-32         with a byte-order mark, of either byte order
     any other encoding     refused, or named line by line (``read_lines``)
 
 Line ends of Windows and old Macs become '\\n'. No other character ends a line: a caption may hold U+2028.
 """
 
 import codecs
-import json
 import os
 from typing import Any, NamedTuple
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import read_bytes
+from causal_diffusion.file_access import parse_json, read_bytes
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# UTF-32 first: its mark of one byte order begins with that of UTF-16.
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 MOST = 2**31  # bytes of a text file
 SHARE = 1 / 3  # of the items of a list: where more of them cannot be used, the list is refused
 
@@ -33,7 +36,7 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises:
         OSError: it is absent or no file. UnreadableError: it cannot be read now.
-        UserError: it is neither UTF-8 nor marked UTF-16; the message names the file and the first such line.
+        UserError: it is neither UTF-8 nor marked UTF-16 or UTF-32; the message names the file and the first such line.
     """
     lines = read_lines(path)
     for line in lines:
@@ -47,18 +50,18 @@ def read_lines(path: str | os.PathLike) -> list[Line]:
 
     Raises:
         OSError: it is absent or no file. UnreadableError: it cannot be read now.
-        UserError: the file as a whole is no text: damaged UTF-16, or zero bytes.
+        UserError: the file as a whole is no text: damaged UTF-16 or UTF-32, or zero bytes.
     """
     data = read_bytes(path, MOST)
-    if data.startswith(_UTF_16):
+    if wide := next((encoding for mark, encoding in _WIDE if data.startswith(mark)), None):
         try:
-            text = data.decode("utf-16")
+            text = data.decode(wide)
         except UnicodeDecodeError as error:
             text, reason = "", error.reason
         else:
             reason = "it ends after its byte-order mark"
         if not text:
-            raise UserError(f"{path} is not UTF-8 text, nor UTF-16 ({reason}): try saving it as UTF-8")
+            raise UserError(f"{path} is not UTF-8 text, nor {wide.upper()} ({reason}): try saving it as UTF-8")
         return [Line(number, line) for number, line in enumerate(_lines(text), 1)]
     if b"\0" in data:
         raise UserError(f"{path} is not UTF-8 text: byte {data.index(0)} is zero, try saving it as UTF-8")
@@ -73,7 +76,7 @@ def read_json(path: str | os.PathLike) -> Any:
         OSError: the file cannot be read.
         ValueError: it is no JSON; UserError: it is no text.
     """
-    return json.loads(read_text(path))
+    return parse_json(read_text(path))
 
 
 def check_share(wrong: list[str], items: int, what: str, few: int = 0) -> None:

@@ -1,5 +1,6 @@
 """One owner of a folder: refused while it lives, taken over when it does not, whichever host it is on."""
 
+import errno
 import json
 import os
 import subprocess
@@ -110,3 +111,32 @@ def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workdir: .* cannot be a folder"), own(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize("name, reason", [
+    ("a" * 300, "File name too long"), ("a\0b", "null"), ("lock", "directory"), ("/proc/nothing", ""),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, name, reason):
+    (tmp_path / "lock" / FILE).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^--workdir: .* cannot be used .*{reason}") as refused, own(tmp_path / name):
+        raise AssertionError
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_takes_no_lock_is_told(tmp_path, monkeypatch, code):
+    def fail(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(folder_lock, "create", fail)
+    with pytest.raises(UserError, match=os.strerror(code)), own(tmp_path / "run"):
+        raise AssertionError
+
+
+def test_what_a_link_leads_to_is_left_as_it_is(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{FILE}.partial").symlink_to(other)
+    with own(tmp_path / "run"):
+        assert other.read_text() == "mine"

@@ -2,13 +2,14 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from tqdm.auto import tqdm
 
-from causal_diffusion.lasting_output import Lasting, lasting_output
+from causal_diffusion.lasting_output import Lasting, lasting_output, outlasting_the_terminal
 
 SCRIPT = """
 import sys
@@ -71,3 +72,15 @@ def test_a_process_goes_on_behind_a_closed_pipe(tmp_path, end):
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert out.read_text() == "the end"
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_closes_ends_nothing(before):
+    old = signal.signal(signal.SIGHUP, before)
+    try:
+        with outlasting_the_terminal():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == (before is signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, old)

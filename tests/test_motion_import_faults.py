@@ -58,6 +58,24 @@ def test_one_decision_for_a_folder(tmp_path, up, unit, caplog):
     assert all(1.5 < tall[name] < 1.7 for name in "ab") and all(tall[name] < 0.9 for name in ("face", "back"))
 
 
+def test_linked_files_and_folders_are_used_once(folder, caplog):
+    other = written(folder.parent / "elsewhere/c.bvh")
+    (folder / "linked").symlink_to(other.parent)
+    (folder / "again").symlink_to(other.parent)
+    (folder / "loop").symlink_to(folder)
+    (folder / "a2.bvh").symlink_to(folder / "a.bvh")
+    (folder / "gone.bvh").symlink_to(folder / "nowhere")
+    (folder / "notes.txt").touch()
+    made = brought(folder)
+    assert set(clips_of(folder)) == {"a", "b", "again/c"}
+    assert made.left_out == [f"{folder / 'gone.bvh'}: broken link"]
+    (line,) = [line for line in caplog.messages if line.startswith("not used: ")]
+    for part in ("broken link (gone.bvh)", "the same file as a.bvh (a2.bvh)", "used under another name (linked, loop)"):
+        assert part in line
+    with pytest.raises(UserError, match="gone.bvh: broken link"):
+        brought(folder, strict=True)
+
+
 def test_conventions_can_be_stated(tmp_path, capsys):
     folder = tmp_path / "bvh"
     written(folder / "face.bvh", "z", "cm", **BACK)

@@ -26,7 +26,7 @@ def test_every_bit_counts():
 
 def test_numbers_of_numpy_are_seeds():
     assert bits(random_key(np.uint64(2**63 + 5))) == bits(random_key(2**63 + 5))
-    assert bits(random_key(np.asarray(7))) == bits(random_key(7))
+    assert bits(random_key(np.asarray(7))) == bits(random_key(jax.numpy.int32(7))) == bits(random_key(7))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, float("nan"), "1", None, True, [1, 2]])

@@ -24,6 +24,8 @@ ENCODINGS = {
     "marked": lambda text: codecs.BOM_UTF8 + text.encode(),
     "utf-16-le": lambda text: codecs.BOM_UTF16_LE + text.encode("utf-16-le"),
     "utf-16-be": lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+    "utf-32-le": lambda text: codecs.BOM_UTF32_LE + text.encode("utf-32-le"),
+    "utf-32-be": lambda text: codecs.BOM_UTF32_BE + text.encode("utf-32-be"),
     "windows": lambda text: codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(),
     "mac": lambda text: text.replace("\n", "\r").encode(),
 }
@@ -45,6 +47,7 @@ def test_text_is_read_whatever_its_marks_and_line_ends(tmp_path, encoded):
     (codecs.BOM_UTF8 + b"\xe9t\xe9", "line 1 has the byte 0xE9"),
     (b"a\r\nb\r\n\x80", "line 3 has the byte 0x80"),
     (codecs.BOM_UTF16_LE, "is not UTF-8 text, nor UTF-16"), (codecs.BOM_UTF16_BE + b"\x00", "nor UTF-16"),
+    (codecs.BOM_UTF32_LE + b"a", "is not UTF-8 text, nor UTF-32"),
     ("abc".encode("utf-16-le"), "is not UTF-8 text: byte 1 is zero"),
 ])  # fmt: skip
 def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
@@ -54,6 +57,14 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
         with pytest.raises(UserError, match=re.escape(message)) as error:
             read(path)
         assert "\n" not in str(error.value) and "try saving it as UTF-8" in str(error.value)
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_that_is_nested_too_deeply_is_no_json(tmp_path, deep):
+    path = tmp_path / "a.json"
+    path.write_text(deep)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        text_files.read_json(path)
 
 
 def test_lines_of_another_encoding_are_kept_apart(tmp_path):

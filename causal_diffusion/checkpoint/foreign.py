@@ -261,6 +261,8 @@ def _of_safetensors(path):
         raise UserError(f"cannot read {path}: {hint}") from error
 
     if coarse := sum(tensor.dtype in FLOAT8 for tensor in tensors.values()):
+        for name, tensor in tensors.items():
+            _check_scales(path, name, tensor, tensors)
         log.warning("%s: %d tensors are float8, which has 3 or 4 bits of precision", path, coarse)
 
     def read(name):
@@ -268,7 +270,6 @@ def _of_safetensors(path):
         if tensor.dtype not in DTYPES:
             raise UserError(f"{path}: {name} is {tensor.dtype}, and parameters are floating-point numbers: try the "
                             "float32, float16 or bfloat16 weights of this model")  # fmt: skip
-        _check_scales(path, name, tensor, tensors)
         try:
             return retried(path, functools.partial(_array, path, tensor))
         except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from causal_diffusion.checkpoint.agreement import Agreement
 from causal_diffusion.checkpoint.leaves import flush_folder, reason_of
 from causal_diffusion.checkpoint.paths import files_in, is_local, write_whole
 from causal_diffusion.errors import UnreadableError
-from causal_diffusion.file_access import read_bytes, size_and_sha256
+from causal_diffusion.file_access import parse_json, read_bytes, size_and_sha256
 
 TREES = ("ema", "train")
 DOCUMENTS = ("data", "meta")
@@ -54,7 +54,7 @@ def seal(folder, step: int, items: dict[str, Any], agreement: Agreement) -> None
 
 def read_manifest(folder) -> dict:
     try:
-        manifest = json.loads(read_bytes(folder / MANIFEST))
+        manifest = parse_json(read_bytes(folder / MANIFEST))
         content, intact = manifest["content"], manifest["sha256"] == _digest(manifest["content"])
     except FileNotFoundError:
         raise Damage(f"half-written, it has no {MANIFEST}") from None

@@ -8,7 +8,6 @@ Offsets count from the first byte of the data. Tensors lie one after the other, 
 so that a file that is cut off or has bytes too many is known from its header.
 """
 
-import json
 import math
 import os
 import struct
@@ -16,6 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from causal_diffusion.file_access import parse_json
 
 HEADER = 10**8  # bytes that a header may have, as the format's own reader allows
 DTYPES = {
@@ -52,7 +53,7 @@ def read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]:
     if len(text) < length:
         raise ValueError(f"it is cut off in its header, which has {length:,} bytes")
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         metadata = header.pop("__metadata__", None) or {}
         tensors = {name: _tensor(entry, 8 + length) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:

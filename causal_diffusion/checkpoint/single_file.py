@@ -13,7 +13,7 @@ import numpy as np
 from causal_diffusion.checkpoint.archives import check_archive
 from causal_diffusion.checkpoint.leaves import compare, flatten, reason_of, replacing, specs
 from causal_diffusion.errors import CheckpointError, UnreadableError
-from causal_diffusion.file_access import open_file, retried
+from causal_diffusion.file_access import open_file, parse_json, retried
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: dict) -> None:
@@ -69,7 +69,7 @@ def load_tree(path: str | os.PathLike, like: Any = None) -> tuple[Any, dict]:
         raise CheckpointError(f"cannot read {path}: {reason_of(error)}") from error
     if not intact:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
-    header = json.loads(arrays["header"].tobytes())
+    header = parse_json(arrays["header"].tobytes())
     wanted, structure = flatten(like) if like is not None else ({}, None)
     if like is not None:
         compare(str(path), saved=header["leaves"], wanted=specs(wanted))

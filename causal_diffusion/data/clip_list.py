@@ -10,7 +10,6 @@ video file as it lies on disk, in which row f is what led from frame f-1 to fram
 
 import csv
 import io
-import json
 import logging
 import math
 import posixpath
@@ -20,7 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from causal_diffusion.data.array_file import read_array
+from causal_diffusion.data.folder_files import printable
 from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.text_files import check_share, read_lines, read_text
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,6 @@ log = logging.getLogger(__name__)
 CLIP_LIST = "clips.jsonl"
 _KEYS = ("file", "caption", "label", "actions", "actions_are", "start", "end")
 ACTIONS_ARE = ("once", "held")
-
-
-def printable(name: str) -> str:
-    """A file's name for a message: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Clip(NamedTuple):
@@ -60,6 +56,10 @@ class Clip(NamedTuple):
         return f"{self.where} ({printable(self.file)})" if self.where else printable(self.file)
 
 
+class _UnusableLine(UserError):
+    """A line that says nothing wrong of the others: without it the list can be used."""
+
+
 def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
     """Reads and checks folder/clips.jsonl.
 
@@ -68,18 +68,22 @@ def read_clip_list(folder: Path, classes: int, action_dim: int) -> list[Clip]:
         action_dim: if not 0, every clip must name an action file.
 
     Raises:
-        UserError: the first line that is wrong, by its number. Lines that are not UTF-8 are left out with a warning,
-            unless they are more than ``text_files.SHARE``.
+        UserError: the first line that is wrong, by its number. Lines that are damaged (no UTF-8, no JSON) or whose file
+            is not there are left out with a warning, unless they are more than ``text_files.SHARE``.
     """
-    clips = []
+    clips, wrong = [], []
     lines = [line for line in read_lines(folder / CLIP_LIST) if line.text.strip() or line.wrong]
-    wrong = [f"line {line.number} {line.wrong}" for line in lines if line.wrong]
+    for line in lines:
+        where = f"{CLIP_LIST} line {line.number}"
+        try:
+            if line.wrong:
+                raise _UnusableLine(f"{where} {line.wrong}")
+            clips.append(_parse(line.text, where, folder, classes, action_dim))
+        except _UnusableLine as error:
+            wrong.append(str(error))
     check_share(wrong, len(lines), f"lines of {folder / CLIP_LIST}")
     if wrong:
         log.warning("left out %d of %d lines of %s: %s", len(wrong), len(lines), CLIP_LIST, wrong[0])
-    for line in lines:
-        if not line.wrong:
-            clips.append(_parse(line.text, f"{CLIP_LIST} line {line.number}", folder, classes, action_dim))
     if not clips:
         raise UserError(f"{folder / CLIP_LIST} lists no clip: write one JSON object per line, "
                         "or remove the file")
@@ -123,9 +127,9 @@ def _read_table(path: Path) -> np.ndarray:
 
 def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -> Clip:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise _UnusableLine(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise UserError(f'{where}: must be an object such as {{"file": "a.mp4"}}, got {type(entry).__name__}')
     unknown = sorted(set(entry) - set(_KEYS))
@@ -146,7 +150,7 @@ def _parse(line: str, where: str, folder: Path, classes: int, action_dim: int) -
     entry["file"] = posixpath.normpath(entry["file"])  # one file has one name, or a split could share it
     clip = Clip(where=where, **entry)
     if not (folder / clip.file).is_file():
-        raise UserError(f"{where}: there is no file {clip.file!r} in the folder")
+        raise _UnusableLine(f"{where}: there is no file {clip.file!r} in the folder")
     if not clip.start < clip.end:
         raise UserError(f"{where}: start {clip.start} must be before end {clip.end}")
     if classes and clip.label is None:

@@ -25,7 +25,16 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from causal_diffusion.errors import UserError
-from causal_diffusion.file_access import check_file, create, read_bytes, retried, sealed, size_and_sha256, unsealed
+from causal_diffusion.file_access import (
+    check_file,
+    create,
+    parse_json,
+    read_bytes,
+    retried,
+    sealed,
+    size_and_sha256,
+    unsealed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +68,7 @@ def unpack(data: bytes) -> dict:
     """The inverse of ``pack``; the arrays are read-only. ValueError: these bytes are no record."""
     try:
         (length,) = struct.unpack_from("<I", data)
-        header = json.loads(data[4 : 4 + length])
+        header = parse_json(data[4 : 4 + length])
         record, at = dict(header["text"]), 4 + length
         for key, dtype, shape in header["arrays"]:
             if dtype not in DTYPES:
@@ -129,7 +138,7 @@ def read_json(path: Path) -> dict:
         ValueError: it is no JSON object, or does not match its digest.
         FileNotFoundError, NotAFileError, UnreadableError: see ``file_access``.
     """
-    content = json.loads(read_bytes(path, MOST_JSON))
+    content = parse_json(read_bytes(path, MOST_JSON))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     content, has_digest = unsealed(content)

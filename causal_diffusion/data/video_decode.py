@@ -19,6 +19,8 @@ import numpy as np
 from causal_diffusion.data.video_damage import Frames, description, errors_of_ffmpeg
 from causal_diffusion.data.video_display import Crop, Display, deinterlaced
 from causal_diffusion.data.video_time import Clock, has_slot, slots
+from causal_diffusion.errors import UnreadableError
+from causal_diffusion.file_access import is_transient, open_file, retried, size_and_sha256
 
 # Containers in which the time to the next frame is the declared duration of a frame.
 _HOLDS = {"mov", "gif", "apng", "avi", "webp", "nut"}
@@ -79,15 +81,19 @@ def decode_video(path: Path, height: int, width: int, channels: int, fps: float 
     Raises:
         NoVideoError: not a video.
         UndecodableError: no frame can be decoded.
+        UnreadableError: the system cannot read the file now.
     """
     size = (height, width, channels)
     try:
+        retried(path, lambda: open_file(path).close())
         reading = _read(path, size, fps, None)
         if reading.source.suspicious:  # what a clock makes of damaged frames is noise: the next one gets the others
             reading = _read(path, size, fps, reading)
-    except UndecodableError:
+    except (UndecodableError, UnreadableError):
         raise
     except (OSError, ValueError, RuntimeError) as error:  # FFmpegError is one of them, by its kind
+        if is_transient(error):  # or damage, of which FFmpeg says the same
+            size_and_sha256(path)
         raise UndecodableError(getattr(error, "strerror", None) or str(error).partition("\n")[0]) from error
     return reading.finished(size, fps)
 

@@ -26,10 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from causal_diffusion.data.clip_list import CLIP_LIST, Clip, printable, read_actions, read_clip_list
+from causal_diffusion.data.clip_list import CLIP_LIST, Clip, read_actions, read_clip_list
 from causal_diffusion.data.config import DataConfig, held_out_count
+from causal_diffusion.data.folder_files import Unused, printable
 from causal_diffusion.data.video_decode import DecodedVideo, NoVideoError, UndecodableError, decode_video
-from causal_diffusion.data.video_files import Unused, find_files
+from causal_diffusion.data.video_files import find_files
 from causal_diffusion.errors import UserError
 from causal_diffusion.frames import as_floats
 

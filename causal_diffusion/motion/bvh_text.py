@@ -164,7 +164,7 @@ def _rows(path: Path, lines: list[str], motion: int, joints: list[Joint], sample
     labels = [f"{joint.name} {channel}" for joint in joints for channel in joint.channels]
     body = ((at, line) for at, line in enumerate(lines) if at > motion and line.strip())
     stated = []
-    for pattern in (r"Frames\s*:\s*(\d{1,12})", r"Frame Time\s*:\s*(\S+)"):
+    for pattern in (r"Frames\s*:\s*(\d{1,12})", r"Frame\s+Time\s*:\s*(\S+)"):
         at, line = next(body, (len(lines) - 1, ""))
         match = re.fullmatch(pattern, line.strip(), re.IGNORECASE)
         if not match:

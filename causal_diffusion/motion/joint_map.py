@@ -9,10 +9,10 @@ or the same as a JSON object, {"pelvis": "Bip01 Pelvis", ...}. Names here may be
 HumanML3D's joints are understood; if all that HumanML3D's body needs are there, clips get its 22 joints.
 """
 
-import json
 from pathlib import Path
 
 from causal_diffusion.errors import UnreadableError, UserError
+from causal_diffusion.file_access import parse_json
 from causal_diffusion.motion.as_humanml3d import NEEDED, as_humanml3d
 from causal_diffusion.motion.retarget import select
 from causal_diffusion.motion.skeleton import HUMANML3D, Motion
@@ -28,7 +28,7 @@ def read_joint_map(path: Path) -> dict[str, str]:
     try:
         text = read_text(path)
         if text.lstrip().startswith("{"):
-            pairs = list(json.loads(text).items())
+            pairs = list(parse_json(text).items())
             lines = [f"key {key!r}" for key, _ in pairs]
         else:
             numbered = [(i, line.split("#")[0].strip()) for i, line in enumerate(text.split("\n"), 1)]

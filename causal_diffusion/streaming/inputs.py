@@ -15,6 +15,13 @@ from causal_diffusion.streaming.state import Action, Observed
 KEYS = ("label", "text", "text_mask", "action", "context_action", "reference", "observed")
 
 
+def conditions(cond) -> dict:
+    """A user's ``cond`` as a dict of its own; None has nothing. UserError: it is none."""
+    if not isinstance(cond, (dict, type(None))):
+        raise UserError(f"cond is {str(cond)[:40]!r}; it is a dict of conditions, try cond = {{'label': 3}}")
+    return dict(cond or {})
+
+
 def parse_condition(
     model: TransformerConfig, cond: dict | None, batch: int, base: Condition | None = None
 ) -> Condition:

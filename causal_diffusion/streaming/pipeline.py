@@ -22,7 +22,7 @@ from causal_diffusion.nn.layers import join_projections, split_projections, unst
 from causal_diffusion.nn.text.encoder import FOLDER as TEXT
 from causal_diffusion.nn.text.encoder import check_encoder, open_text_encoder
 from causal_diffusion.nn.vae import Codec
-from causal_diffusion.ranges import COUNT, SIZE, WEIGHT, check_number, is_number
+from causal_diffusion.ranges import SIZE, WEIGHT, check_number, is_number
 from causal_diffusion.recipe import build, null_condition
 from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import decoder_like, encode_context, latents_for, prime
@@ -30,6 +30,7 @@ from causal_diffusion.streaming.entering import Mark
 from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
+    conditions,
     parse_action,
     parse_condition,
     parse_context,
@@ -178,7 +179,7 @@ class Pipeline:
         Raises:
             UserError: an argument that the system does not take, or that is out of range.
         """
-        frames = check_number("frames", frames, COUNT, default=64, error=UserError)
+        frames = check_number("frames", frames, SIZE, default=64, error=UserError)
         session = self._begin(seed, batch, cond, context)
         wanted = frames if self.codec is None else latents_for(self.codec, frames, session.decoded)
         steps = math.ceil((wanted + session.void) / self.rollout.emit)
@@ -201,7 +202,7 @@ class Pipeline:
         batch = check_number("batch", batch, SIZE, error=UserError)
         say_if_whole(batch, self.mesh)
         watch = Watch()
-        model, cond = self.recipe.model.config, dict(cond or {})
+        model, cond = self.recipe.model.config, conditions(cond)
         reference, watched = cond.pop("reference", None), cond.pop("observed", None)
         fixed = self.config.text.fixed
         null = null_condition(model, batch, tokens=fixed) if fixed else None

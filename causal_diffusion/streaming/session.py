@@ -27,7 +27,7 @@ from causal_diffusion.checkpoint.fingerprints import check_same
 from causal_diffusion.config import to_json
 from causal_diffusion.errors import UserError
 from causal_diffusion.jax_settings import under_own_settings
-from causal_diffusion.ranges import COUNT, check_number, is_number
+from causal_diffusion.ranges import SIZE, check_number, is_number
 from causal_diffusion.streaming.decoding import encode_context, prime, replace_samples
 from causal_diffusion.streaming.entering import (
     Mark,
@@ -41,6 +41,7 @@ from causal_diffusion.streaming.inputs import (
     as_action,
     check_context_action,
     check_recache,
+    conditions,
     copy_tree,
     parse_action,
     parse_condition,
@@ -231,14 +232,13 @@ class Session(Iterator):
         """
         if when not in ("entering", "in_flight"):
             raise UserError(f"when is {when!r}; it is 'entering' or 'in_flight'")
-        model = self.pipeline.recipe.model.config
+        model, cond = self.pipeline.recipe.model.config, conditions(cond)
         if "context_action" in cond:
             raise UserError("context_action belongs to a context; give it to stream() or reset()")
         if "reference" in cond:
             raise UserError("the reference frame of a stream stays; give another one to stream() or reset()")
         if recache:
             check_recache(self.pipeline.recipe)
-        cond = dict(cond)
         observed = parse_observed(self.pipeline.recipe, cond.pop("observed", None), self.batch)
         observed = self._mark.observed if observed is None else observed
         condition = parse_condition(model, self.pipeline.read_prompts(cond), self.batch, self._mark.condition)
@@ -360,7 +360,7 @@ class _Taken:
     def take(self, blocks, action):
         """As ``Session.take``. Nothing is called after the last blocks have left ``Mark.ahead``."""
         session = self._session
-        blocks = check_number("blocks", blocks, COUNT, error=UserError)
+        blocks = check_number("blocks", blocks, SIZE, error=UserError)
         with session._lock:
             given = parse_action(session.pipeline.recipe.config.model, action, session.batch)
             mark = session._ready(blocks, given)

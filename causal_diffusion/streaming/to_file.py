@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.errors import UserError
-from causal_diffusion.ranges import COUNT, SIZE, SIZE_OR_NONE, Range, check_number
+from causal_diffusion.ranges import SIZE, SIZE_OR_NONE, Range, check_number
 from causal_diffusion.render.video import tile, write_video
 from causal_diffusion.seeds import check_seed
 from causal_diffusion.streaming.decoding import latents_for
@@ -28,7 +28,7 @@ def stream_to_file(pipeline: Pipeline, out, *, seed=0, frames=64, batch=4, label
         fps: of the file; None: that of the data, or 10.
     """
     config, block, codec = pipeline.config, pipeline.rollout.emit, pipeline.codec
-    check_number("--frames", frames, COUNT, default=64, error=UserError)
+    check_number("--frames", frames, SIZE, default=64, error=UserError)
     check_number("--batch", batch, SIZE, error=UserError)
     check_seed(seed, "--seed")
     if fps is not None:

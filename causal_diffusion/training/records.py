@@ -5,12 +5,12 @@ since these steps are done again; nothing else is ever removed. A line that is d
 machine) stays where it is, is skipped by readers, and costs none of the lines around it.
 """
 
-import json
 import os
 from pathlib import Path
 
 from causal_diffusion.checkpoint.leaves import replacing
-from causal_diffusion.file_access import read_bytes
+from causal_diffusion.errors import UserError
+from causal_diffusion.file_access import NotAFileError, parse_json, read_bytes
 
 
 def read_records(path: Path) -> list[dict]:
@@ -34,7 +34,7 @@ def cut_back(path: Path, step: int) -> int:
     if kept and not kept.endswith(b"\n"):
         kept += b"\n"
     if kept != content:
-        if content.startswith(kept):
+        if content.startswith(kept) and not path.is_symlink():  # what a link leads to is left as it is
             with path.open("rb+") as file:  # in place: whoever follows the file goes on seeing it
                 file.truncate(len(kept))
                 os.fsync(file.fileno())
@@ -45,17 +45,24 @@ def cut_back(path: Path, step: int) -> int:
 
 
 def _content(path: Path) -> bytes:
-    """Of a record; nothing where there is no file. UnreadableError: it cannot be read now."""
+    """Of a record; nothing where there is no file.
+
+    Raises:
+        UnreadableError: it cannot be read now. UserError: something else than a file is there.
+    """
     try:
         return read_bytes(path, None)
     except FileNotFoundError:
         return b""
+    except NotAFileError as error:
+        raise UserError(f"cannot keep a record in {path}: {error.strerror}; move it away, or try another "
+                        "--workdir") from error  # fmt: skip
 
 
 def _record(line: bytes) -> dict | None:
     """What a line says; None where it is damaged."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:  # no UTF-8, or no JSON
         return None
     intact = isinstance(record, dict) and type(record.get("step")) is int

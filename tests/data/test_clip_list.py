@@ -53,6 +53,28 @@ def test_a_bad_line_is_named(folder, line, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("line, why", [
+    (b'{"file": "a.mp4"', "line 2: not JSON"), (b'{"file": "gone.mp4"}', "line 2: there is no file 'gone.mp4'"),
+    (b'{"file": "a.mp4", "caption": "T\xfcr"}', "line 2 has the byte 0xFC"), (b"[" * 100_000, "nested too deeply"),
+])  # fmt: skip
+def test_one_damaged_line_of_many_is_left_out(folder, caplog, line, why):
+    good = b'{"file": "a.mp4"}'
+    (folder / CLIP_LIST).write_bytes(b"\n".join([good, line, good, good]))
+    assert [clip.where for clip in read_clip_list(folder, 0, 0)] == [f"{CLIP_LIST} line {i}" for i in (1, 3, 4)]
+    (said,) = caplog.messages
+    assert said.startswith(f"left out 1 of 4 lines of {CLIP_LIST}: ") and why in said
+    (folder / CLIP_LIST).write_bytes(b"\n".join([good, line]))
+    with pytest.raises(UserError, match="1 of 2 lines of .* cannot be used, more than 33%; the first: clips"):
+        read_clip_list(folder, 0, 0)
+
+
+def test_one_label_of_no_class_is_refused_among_many(folder):
+    lines = ['{"file": "a.mp4", "label": 0}'] * 4 + ['{"file": "a.mp4", "label": 4}']
+    (folder / CLIP_LIST).write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 5: label 4 must be below data.classes=4"):
+        read_clip_list(folder, 4, 0)
+
+
 def test_an_empty_list(folder):
     (folder / CLIP_LIST).write_text("\n \n")
     with pytest.raises(UserError, match="lists no clip"):

@@ -1,6 +1,7 @@
 """Which files of a folder are videos, and the account of all others."""
 
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -12,8 +13,9 @@ import pytest
 from causal_diffusion.data.config import DataConfig
 from causal_diffusion.data.sources import make_source
 from causal_diffusion.data.video_files import find_files
-from causal_diffusion.errors import UserError
+from causal_diffusion.errors import UnreadableError, UserError
 from tests.data.footage import encode, flat
+from tests.fake_disk import IDS, TRANSIENT, failing_disk
 
 CODECS = {".ts": "mpeg2video", ".MTS": "libx264", ".ogv": "libtheora", ".3gp": "libx264", ".WebM": "libvpx",
           ".mxf": "mpeg2video", ".VOB": "mpeg2video", ".flv": "libx264"}  # fmt: skip
@@ -176,6 +178,25 @@ def test_a_folder_of_other_files_alone(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"there is no video file in .*only other files: 1 file: .*\(notes.txt\)"):
         source_of(tmp_path)
+
+
+@pytest.mark.parametrize("code", TRANSIENT, ids=IDS)
+@pytest.mark.parametrize("ending, call", [("b.mkv", "open"), ("below", "list")])
+def test_what_cannot_be_read_now_is_not_skipped(tmp_path, clip, caplog, monkeypatch, code, ending, call):
+    """Training would go on with other data. Folders of others, which no waiting opens, are left out by name."""
+    (tmp_path / "below").mkdir()
+    for name in ("a.mkv", "b.mkv", "below/c.mkv"):
+        shutil.copy(clip, tmp_path / name)
+    disk = failing_disk(monkeypatch)
+    disk.fail(ending, code, times=2, calls=(call,))
+    if call == "open" or code != errno.EACCES:
+        assert names(source_of(tmp_path)) == ["a.mkv", "b.mkv", "below/c.mkv"]
+        disk.fail(ending, code, calls=(call,))
+        with pytest.raises(UnreadableError, match=f"cannot read .*{ending} now"):
+            source_of(tmp_path)
+    else:
+        assert names(source_of(tmp_path)) == ["a.mkv", "b.mkv"]
+        assert "folder that cannot be read (Permission denied) (below/)" in unused(caplog)
 
 
 def test_the_order_of_files_does_not_depend_on_the_disk(tmp_path, clip):

@@ -74,6 +74,14 @@ def test_a_file_by_hand(tmp_path):
     np.testing.assert_array_equal(without.rotations, m.rotations[:, [0, 1, 3]])
 
 
+@pytest.mark.parametrize("space", ["\t", "   ", " \t"])
+def test_any_space_parts_words(tmp_path, space):
+    path = small(tmp_path)
+    plain = bvh.read(path, up="y", scale=1.0)
+    path.write_bytes(path.read_text().replace(" ", space).replace("\n", f"{space}\r\n").encode())
+    np.testing.assert_array_equal(bvh.read(path, up="y", scale=1.0).positions, plain.positions)
+
+
 def test_axes_and_units(tmp_path):
     given = bvh.read(small(tmp_path), up="y", scale=1.0)
     turned = bvh.read(small(tmp_path), up="z", scale=0.5)

@@ -1,11 +1,13 @@
 """Records of a run: cut back to a checkpoint; damage costs the damaged lines alone."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from causal_diffusion.errors import UserError
 from causal_diffusion.training.records import cut_back, read_records
 
 GARBAGE = st.sampled_from([b"\0\0\0\n", b"\xff\xfe{\n", b"null\n", b'{"loss": 1.0}\n', b'{"step": "3"}\n', b"{\n",
@@ -49,3 +51,22 @@ def test_nothing_is_cut_from_nothing(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     assert cut_back(path, 3) == 0 and read_records(path) == []
+
+
+@pytest.mark.parametrize("step", [3, 1])
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_as_it_is(tmp_path, step):
+    lines = [f'{{"step": {s}}}\n' for s in (1, 2, 3)]
+    other, path = tmp_path / "other.jsonl", tmp_path / "metrics.jsonl"
+    other.write_text("".join(lines))
+    path.symlink_to(other)
+    cut_back(path, step)
+    assert path.read_text() == "".join(lines[:step]) and other.read_text() == "".join(lines)
+    assert path.is_symlink() == (step == 3)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_in_one_line(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    for read in (read_records, lambda path: cut_back(path, 3)):
+        with pytest.raises(UserError, match="metrics.jsonl: it is a .*, not a file; move it away"):
+            read(tmp_path / "metrics.jsonl")
