@@ -12,9 +12,9 @@ in a copy, stopping at the first failure, cheap tests and modules that mirror th
     round 2   the other tests of their modules, and of the modules that mirror the changed file
     round 3   the other tests of the changed file's room
 
-until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. The test that
-failed then runs by itself, without the fault, and after round 1 also with it: unless it passes without and fails with
-the fault it has caught nothing, and the others go on.
+until one fails. Tests of a round beyond CAP recorded seconds are left to the next one, where there is one. The test
+that failed then runs by itself, without the fault, and after round 1 also with it: unless it passes without and fails
+with the fault it has caught nothing, and the others go on.
 A crash or a time-out counts as a failure of the test that ran, if it ends a process of its own.
 
 `compare` shows two results side by side and ends with 1 if a fault escapes that was caught. Use it after tests were

@@ -233,7 +233,7 @@ SYSTEMS = {
     },
     # Keys and values in 8 bits.
     "int8": {
-        "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
+        "model.depth": 2, "layout.kind": "teacher_forcing", "layout.block": 1, "layout.window": 3, "layout.sinks": 1,
         "model.patch": (1, 4, 4), "process.predict": "x0", "schedule.steps": 2, "cache.dtype": "int8",
     },
 }  # fmt: skip
