@@ -204,6 +204,7 @@ def test_dry_run_needs_no_data(name, one_device, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_quickstart_tiny_trains_as_shipped(one_device, tmp_path, capsys):
     train_main(["--config=quickstart:tiny", f"--workdir={tmp_path}"])
     said = capsys.readouterr()

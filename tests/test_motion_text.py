@@ -134,6 +134,7 @@ def aligned(config, folder):
         params, batch, jax.random.key(0), 0, *run.frozen)[1]  # fmt: skip
 
 
+@pytest.mark.full
 def test_latents_are_aligned_with_what_it_says_of_a_motion(folder, judge):
     """Its features, not the kinematics; with both scales known, since frames of another body are told anew."""
     config = override(AUTOENCODER, {"reconstruction.features": str(folder / "run")})

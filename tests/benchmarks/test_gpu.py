@@ -15,7 +15,7 @@ SHAPES = {
     "attention": [(1, 14, 4680, 12, 128), (1, 42, 1560, 12, 128), (1, 32, 336, 16, 64)],
     "wan": [(1, 1, 3, 60, 104, 16), (1, 1, 1, 60, 104, 16), (1, 9, 480, 832, 3)],
 }
-SLOW = ("wan", "gpu_wan_chunk", "gpu_wan_e2e", "gpu_wan_framewise", "gpu_train_mfu")  # seconds
+SLOW = ("wan", "nfd", "gpu_nfd310", "gpu_wan_chunk", "gpu_wan_e2e", "gpu_wan_framewise", "gpu_train_mfu")  # seconds
 
 
 def tiers(names):

@@ -18,7 +18,7 @@ from causal_diffusion.streaming.state import Action, sample_keys
 from tests.cost.products import products
 
 systems = importlib.import_module("tests.streaming.conftest")
-QUICK = ("prefix", "one_past", "fused_rolling", "two_level", "deep", "per_token")
+QUICK = ("prefix", "fused_rolling", "two_level", "per_token")
 BATCH = 2
 tiers = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in systems.SYSTEMS]

@@ -98,6 +98,7 @@ def exact_marginals():
     return total / F, ties / (F * (F - 1))
 
 
+@pytest.mark.full
 def test_anchored_draws_have_the_published_marginals(clips):
     marginal, ties = exact_marginals()
     mean = marginal @ np.arange(K)
@@ -113,6 +114,7 @@ def test_anchored_draws_have_the_published_marginals(clips):
     assert (t < 50).mean() == pytest.approx(0.102, abs=0.01) and (t > 950).mean() == pytest.approx(0.094, abs=0.01)
 
 
+@pytest.mark.full
 def test_forward_draws_stay_near_their_means(clips):
     t, f = clips[forward], np.arange(F)
     mean = (f + 1) * (K + F) / (F + 1) - (f + 1)

@@ -284,7 +284,8 @@ def test_the_steered_prediction_is_that_of_the_conditional_process(path):
 
 
 CHAINS = [
-    ("rbf", Process(predict="velocity"), SolverConfig("heun"), Schedule(48, t_max=0.999)),
+    pytest.param(("rbf", Process(predict="velocity"), SolverConfig("heun"), Schedule(48, t_max=0.999)),
+                 marks=pytest.mark.full, id="rbf-linear-heun"),
     ("ar1", Process(path="edm", predict="v"), SolverConfig("unipc"), Schedule(48, grid="edm")),
     ("rbf", Process(path="vp_cosine", predict="noise"), SolverConfig("dpmpp_2m"), Schedule(64, t_max=0.99)),
 ]

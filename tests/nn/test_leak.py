@@ -12,7 +12,7 @@ LAYOUTS = [
     pytest.param(Layout("block_causal", block=1), marks=pytest.mark.full),
     Layout("block_causal", block=2, window=2, sinks=2),
     Layout("teacher_forcing", block=1, window=1, sinks=1),
-    Layout("teacher_forcing", block=3, window=3),
+    pytest.param(Layout("teacher_forcing", block=3, window=3), marks=pytest.mark.full),
     pytest.param(Layout("block_causal", block=3, window=6, sinks=3), marks=pytest.mark.full),
     pytest.param(Layout("teacher_forcing", block=2), marks=pytest.mark.full),
 ]

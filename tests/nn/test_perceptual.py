@@ -65,6 +65,7 @@ def test_lpips_is_that_of_the_evaluation(weights):
     assert np.abs(fast_lpips(weights, a, a)).max() < 1e-12
 
 
+@pytest.mark.full
 def test_grey_is_shown_as_three_equal_channels(weights):
     a, b = clips(2, 1, 16, 18, 1), clips(2, 1, 16, 18, 1, seed=1)
     three = [np.repeat(x, 3, axis=-1) for x in (a, b)]

@@ -73,6 +73,7 @@ def equal(a, b):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_it_is_evaluated_by_what_its_latents_stand_for(trained):
     numbers = json.loads((trained.folder / "run/samples/evaluation.json").read_text())
     g = trained.codec.geometry

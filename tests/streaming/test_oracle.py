@@ -9,6 +9,7 @@ from causal_diffusion.streaming.passes import Passes
 SLOW = (
     "three_way", "temporal", "uneven", "window", "trapezoid", "interleaved", "axial", "unmodulated", "rolling",
     "causal", "registers", "refine", "partial", "fractional", "per_token", "ranges",
+    "chunk", "real_time",
 )  # fmt: skip
 WITHOUT_CONTEXT = ("causal", "prefix", "first")  # the stream begins from nothing; others from two blocks
 NAMES = (

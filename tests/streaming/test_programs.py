@@ -125,9 +125,9 @@ def copies(program, *args):
     return sum(sorted(map(int, each.split(","))) in orders for each in moved)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("changes", [
-    {}, pytest.param({"cache.commit": "fused"}, marks=full),
-    pytest.param({"layout.sinks": 2, "cache.positions": "slot"}, marks=full),
+    {}, {"cache.commit": "fused"}, {"layout.sinks": 2, "cache.positions": "slot"},
 ])  # fmt: skip
 def test_slots_are_never_copied(config, random_params, changes):
     """Written in place in a loop of steps in which a loop of rows reads them; neither by layer, row nor step."""

@@ -74,7 +74,7 @@ def test_the_scan_is_a_loop_of_steps(start, name):
     assert step._cache_size() == 1
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
 def test_nothing_recompiles_during_a_stream(start, executables, name, tmp_path):
     """Rollouts of every length, and everything that a session can do, go through one executable of each program."""
     pipe, given = start(name)
@@ -102,7 +102,7 @@ def test_nothing_recompiles_during_a_stream(start, executables, name, tmp_path):
     assert executables(pipe) == now
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
 def test_the_state_is_updated_in_place(start, name):
     """The session donates its buffers: the old ones are gone, and no second copy of the caches is made."""
     pipe, given = start(name)

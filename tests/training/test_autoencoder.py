@@ -198,9 +198,8 @@ def test_alignment_fades_and_is_balanced_at_the_encoders_end():
     assert all(norm(leaf) > 0 for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(VIDEO, marks=pytest.mark.full), MOTION], ids=["video", "motion"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("config", [VIDEO, MOTION], ids=["video", "motion"])
 def test_one_device_computes_what_eight_do(config):
     """Per leaf: |d| <= 1e-5 (|g_leaf| + 1e-3 |g_all|), parameters split over fsdp included."""
     recipe = build_autoencoder(config)

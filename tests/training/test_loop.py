@@ -170,6 +170,7 @@ def test_interrupted_and_resumed(config, train, reference, stopped, capsys):
     assert_same(pipeline.params, reference[1].params)
 
 
+@pytest.mark.full
 def test_evaluation_changes_nothing_and_is_not_repeated(small, train, reference, tmp_path, capsys, monkeypatch):
     """Held-out lines are in the record once, and the parameters are those of the run without. (What is streamed does
     not matter here: frames are copied.)"""
@@ -195,6 +196,7 @@ def test_evaluation_changes_nothing_and_is_not_repeated(small, train, reference,
         assert whole.read_bytes() == parts.read_bytes()
 
 
+@pytest.mark.full
 def test_died_twice_and_resumed(config, train, reference, tmp_path):
     """Once before the first checkpoint, once long after one: steps are repeated, and lines are not."""
     stop_at(3, train, config, tmp_path, die, Killed)

@@ -52,7 +52,9 @@ class System:
         return self.look(self.params, batch["video"] if video is None else video, batch)
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(
+    scope="module", params=[n if "staircase" not in n else pytest.param(n, marks=pytest.mark.full) for n in SYSTEMS]
+)
 def system(request):
     return System(request.param)
 
