@@ -75,6 +75,7 @@ def test_the_full_size_is_counted_without_being_made(name):
     assert f"{count:,} parameters" in text or f"{count / 1e6:.0f} M parameters" in text
 
 
+@pytest.mark.full
 def test_a_latent_system_is_sized_from_the_two_configs_alone(monkeypatch):
     """As docs/vae.md writes it: the transformer's config takes the autoencoder's section over."""
     monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(devices=jax.devices()[:1]))

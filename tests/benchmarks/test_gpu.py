@@ -31,6 +31,7 @@ def test_it_builds_at_full_size(name):
     assert [out.shape for out in module(name).abstract()] == SHAPES[name]
 
 
+@pytest.mark.full
 def test_the_training_step_lowers_for_a_gpu():
     metrics = module("training").abstract()
     assert {leaf.shape for leaf in metrics} == {(), (16,)}

@@ -234,6 +234,7 @@ def test_a_sample_decodes_alone_as_in_a_batch_and_by_its_key():
 # Sizes of frames, padding, layers.
 
 
+@pytest.mark.full
 def test_frames_that_deeper_levels_do_not_halve():
     """Latents of 3 x 1: the level below rounds up, and is cut on the way back. Its last row counts."""
     config = variant(unet_multipliers=(1, 1, 1))

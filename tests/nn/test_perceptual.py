@@ -203,6 +203,7 @@ def test_the_command_in_the_message_converts(state, weights, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_gradients_are_finite_where_nothing_is_to_be_seen(weights):
     """Black frames, equal frames, and features that are all zero."""
     dead = weights._replace(biases=tuple(b - 1e3 for b in weights.biases))

@@ -83,6 +83,7 @@ def assert_same_gradients(found, wanted):
     jax.tree_util.tree_map_with_path(check, found, wanted)
 
 
+@pytest.mark.full
 def test_matrix_products_that_are_done_again(scanned):
     """In one block of the scan: what 'full' does again, less what a policy keeps."""
     more = {name: scanned.products(name) - scanned.products("none") for name in LADDER}

@@ -214,6 +214,7 @@ def test_the_padding_of_a_short_first_block_does_not_matter(start):
         stream.reset(0)
 
 
+@pytest.mark.full
 def test_more_steps_for_a_first_block_touch_no_other(start):
     """Only the samples that begin take them, in the step in which they begin."""
     pipe, given = start("first")

@@ -22,8 +22,8 @@ def full_ring(pipe, state):
     return bool((np.asarray(state.slots.frame)[:, fixed:] >= 0).all())
 
 
-@pytest.mark.parametrize("name", ["teacher", "causal", *(pytest.param(n, marks=full) for n in (
-    "prefix", "fused", "adjacent", "rolling", "interleaved"))])  # fmt: skip
+@pytest.mark.parametrize("name", ["teacher", *(pytest.param(n, marks=full) for n in (
+    "causal", "prefix", "fused", "adjacent", "rolling", "interleaved"))])  # fmt: skip
 def test_the_full_program_begins_with_the_first_full_ring(pipeline, inputs, name):
     """Also after a context, and of a batch in which one sample began again: it waits for that one."""
     pipe = pipeline(name)

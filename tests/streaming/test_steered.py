@@ -53,6 +53,7 @@ def test_known_values_pull_the_frames_they_belong_to(pipelines, name):
     assert np.abs(pulled[:, 4:] - free[:, 4:]).max() > 1e-2
 
 
+@pytest.mark.full
 @SCHEDULES
 def test_known_values_come_in_as_the_stream_goes(pipelines, name, tmp_path):
     """All at once, in a queue of one's own, or after a pause that was saved: the same bits."""

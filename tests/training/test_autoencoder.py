@@ -77,8 +77,8 @@ def norm(tree):
     return float(jnp.sqrt(sum(jnp.sum(a**2) for a in jax.tree.leaves(tree))))
 
 
-@pytest.mark.parametrize("config", [pytest.param(VIDEO, id="video", marks=pytest.mark.full),
-                                    pytest.param(MOTION, id="motion")])  # fmt: skip
+@pytest.mark.full
+@pytest.mark.parametrize("config", [VIDEO, MOTION], ids=["video", "motion"])
 def test_a_run_resumes_bitwise_and_its_checkpoint_is_the_autoencoder(config, tmp_path, one_device, train):
     source, held_out = clips(config), clips(config, 5, seed=1)
     vae, params = train(config, tmp_path / "whole", source=source, held_out=held_out)

@@ -256,6 +256,7 @@ def test_a_finished_run_stays_as_it_is(config, train, reference, tmp_path):
     assert_same(pipeline.params, reference[1].params)
 
 
+@pytest.mark.full
 def test_a_damaged_checkpoint_falls_back_and_says_so(small, train, reference, stopped, capsys):
     flip_largest(stopped / "checkpoints" / str(STOP) / "train")
     config = small()
@@ -276,6 +277,7 @@ def test_all_checkpoints_damaged(small, train, stopped):
     assert sorted(p for p in stopped.rglob("*") if "tensorboard" not in str(p)) == before
 
 
+@pytest.mark.full
 def test_only_half_a_checkpoint_starts_anew_and_says_so(small, train, reference, tmp_path, capsys):
     (tmp_path / "checkpoints/4.orbax-checkpoint-tmp/train").mkdir(parents=True)
     config = small()

@@ -71,6 +71,7 @@ def test_flops_do_not_depend_on_how_layers_are_run(tiny):
     assert training_flops(tiny("train.batch=16")) == 2 * one
 
 
+@pytest.mark.full
 def test_of_an_autoencoder_xla_counts(small):
     recipe = build_autoencoder(load_config("motion_vae:tiny"))
     D, L = recipe.vae.config.sizes.width, recipe.frames
