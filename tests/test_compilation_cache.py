@@ -263,8 +263,8 @@ def test_two_at_once_share_a_folder(cold, tmp_path):
 @pytest.mark.full
 def test_the_processes_of_one_run_share_a_folder_that_is_named(tmp_path):
     record, found, made = trained(tmp_path / "cold", tmp_path / "programs", count=2, strict=False)
-    assert not found and made
-    assert trained(tmp_path / "warm", tmp_path / "programs", count=2, strict=False) == (record, made, 0)
+    assert found < made  # one may find what the other has just kept
+    assert trained(tmp_path / "warm", tmp_path / "programs", count=2, strict=False) == (record, found + made, 0)
 
 
 def test_the_processes_of_one_run_keep_nothing_elsewhere(monkeypatch):
