@@ -67,6 +67,8 @@ def test_processes_of_slurm_share_the_devices_of_a_node():
 def test_tpu_hosts_and_slices():
     assert find(ClusterConfig(), GKE) == find(ClusterConfig("tpu"), GKE) == Cluster("a:8482", 3, 2)
     assert find(ClusterConfig(), SLICES) == Cluster("z:8482", 6, 5)
+    second = SLICES | {"TPU_WORKER_ID": "1", "MEGASCALE_SLICE_ID": "0"}
+    assert find(ClusterConfig(), second) == Cluster("z:8482", 6, 1)  # the processes of a slice are neighbours
 
 
 @pytest.mark.parametrize(("config", "environ", "words"), [

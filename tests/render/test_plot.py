@@ -34,6 +34,13 @@ def test_a_rising_curve_rises_and_a_gap_stays_empty():
     assert np.polyfit(left[:, 1], left[:, 0], 1)[0] < -0.2
 
 
+@pytest.mark.parametrize("start", [0, 4])
+def test_values_without_an_x_begin_at_the_start(start):
+    y = np.array([0.0, 2.0, 1.0])
+    given = line_plot({"a": (start + np.arange(3.0), y)}, x_start=start)
+    np.testing.assert_array_equal(line_plot({"a": y}, x_start=start), given)
+
+
 def test_infinite_values_and_level_curves_are_drawn_without_fuss():
     assert line_plot({"inf": np.full(4, np.inf), "x": np.ones(4)}).shape == (380, 760, 3)
     assert line_plot({"none": np.full(3, np.nan)}).shape == (380, 760, 3)
