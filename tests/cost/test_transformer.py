@@ -62,6 +62,12 @@ def test_the_forward_pass_has_the_products_of_its_program(name):
     assert (visible.linear, visible.other) == (dense.linear, dense.other)
 
 
+def test_a_past_of_own_guesses_takes_one_more_forward_pass():
+    recipes = (build(load_config("quickstart:tiny", {"train.own_past": shares})) for shares in ((), (0.0, 0.5)))
+    plain, more = (training_cost(recipe).flops for recipe in recipes)
+    assert more * 3 == plain * 4
+
+
 @pytest.mark.parametrize(
     "name", ["quickstart", *(pytest.param(name, marks=pytest.mark.full) for name in ("motionstreamer", "ca2_vdm"))]
 )
