@@ -90,3 +90,8 @@ def test_numbers_of_numpy_are_numbers():
             check_number("n", no, SIZE)
     with pytest.raises(ValueError, match="seed is -1; it is at least 0, try seed = 0"):
         check_number("seed", -1, SEED)
+
+
+def test_open_bounds_lie_outside():
+    low, high = Range(0, 1, open_low=True), Range(0, 1, open_high=True)
+    assert [low.holds(0), low.holds(1), high.holds(0), high.holds(1)] == [False, True, True, False]
