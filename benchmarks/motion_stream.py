@@ -84,12 +84,16 @@ def curves(found, usual):
     ])  # fmt: skip
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def main():
     """Streams, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=lambda path: Path(path).expanduser(), required=True)
-    parser.add_argument("--data", type=lambda path: Path(path).expanduser(), required=True, help="motion clips")
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), default=Path("runs/motion_stream"))
+    parser.add_argument("--run", type=_path, required=True)
+    parser.add_argument("--data", type=_path, required=True, help="motion clips")
+    parser.add_argument("--out", type=_path, default=Path("runs/motion_stream"))
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--overrides", default="", help="key=value,...")
     args = parser.parse_args()

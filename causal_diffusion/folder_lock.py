@@ -87,9 +87,9 @@ def own_folder(folder, doing: str, option: str, file: str = FILE):
     """
     try:
         lock = _acquire(Path(folder), Path(folder) / file, doing, option)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{option}: {str(folder)[:200]!r} cannot be used ({reason}): choose another, or make it "
                         "writable") from error  # fmt: skip

@@ -12,6 +12,7 @@ from causal_diffusion.streaming.state import Action, sample_keys
 
 BATCH = 2
 BOTH = pytest.mark.parametrize("name", ["teacher", "pyramid"])
+ONE_FIRST = pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_scan_is_a_loop_of_steps(start, name):
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
+@ONE_FIRST
 def test_nothing_recompiles_during_a_stream(start, executables, name, tmp_path):
     """Rollouts of every length, and everything that a session can do, go through one executable of each program."""
     pipe, given = start(name)
@@ -102,7 +103,7 @@ def test_nothing_recompiles_during_a_stream(start, executables, name, tmp_path):
     assert executables(pipe) == now
 
 
-@pytest.mark.parametrize("name", ["teacher", pytest.param("pyramid", marks=pytest.mark.full)])
+@ONE_FIRST
 def test_the_state_is_updated_in_place(start, name):
     """The session donates its buffers: the old ones are gone, and no second copy of the caches is made."""
     pipe, given = start(name)
