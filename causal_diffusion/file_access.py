@@ -74,8 +74,11 @@ def is_transient(error: BaseException) -> bool:
     return (code := errno_of(error)) is not None and code not in _FINAL
 
 
-def retried(path, work: Callable[[], Result]) -> Result:
+def retried(path, work: Callable[[], Result], passed_on: tuple[type[Exception], ...] = ()) -> Result:
     """The result of ``work``, which reads ``path``; it is called again while the system cannot read.
+
+    Args:
+      passed_on: errors that the caller answers himself, without a second attempt.
 
     Raises:
       UnreadableError: it still cannot after the last of ``WAITS``. What else ``work`` raises is passed on.
@@ -84,7 +87,7 @@ def retried(path, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except Exception as error:
-            if not is_transient(error):
+            if isinstance(error, passed_on) or not is_transient(error):
                 raise
             if wait is None:
                 raise unreadable(path, error) from error

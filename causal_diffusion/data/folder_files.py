@@ -13,6 +13,7 @@ from causal_diffusion.file_access import retried
 
 HIDDEN = "hidden"
 _NAMED = 5  # files that a message names
+_OF_OTHERS = (PermissionError,)  # what somebody else owns is left out, as lost+found of a disk is
 
 
 def printable(name: str) -> str:
@@ -80,7 +81,7 @@ def files_below(folder: Path, unused: Unused, skip: Callable[[str, int], str]) -
 
 def _walk(folder: Path, prefix: str, seen: set, files: dict, unused: Unused, skip) -> None:
     try:
-        entries = _retried(folder, lambda: list(os.scandir(folder)))
+        entries = retried(folder, lambda: list(os.scandir(folder)), _OF_OTHERS)
     except OSError as error:
         unused.add(f"folder that cannot be read ({error.strerror})", prefix or ".", lost=True)
         return
@@ -91,7 +92,7 @@ def _walk(folder: Path, prefix: str, seen: set, files: dict, unused: Unused, ski
             unused.add(HIDDEN, name)
             continue
         try:
-            state = _retried(entry.path, entry.stat)
+            state = retried(entry.path, entry.stat, _OF_OTHERS)
         except OSError as error:
             why = "broken link" if entry.is_symlink() else f"unreadable ({error.strerror})"
             unused.add(why, name, lost=True)
@@ -108,21 +109,6 @@ def _walk(folder: Path, prefix: str, seen: set, files: dict, unused: Unused, ski
             unused.add(why, name)
         else:
             files[name] = _identity(state)
-
-
-def _retried(path, work: Callable):
-    """As ``file_access.retried``, but for what somebody else owns: it is left out, as lost+found of a disk is."""
-
-    def allowed():
-        try:
-            return work(), None
-        except PermissionError as error:
-            return None, error
-
-    result, error = retried(path, allowed)
-    if error is not None:
-        raise error
-    return result
 
 
 def _identity(state: os.stat_result) -> tuple[int, int]:
